@@ -1,0 +1,28 @@
+"""metakit: meta-learning as three pure functions, for JAX.
+
+A meta-learner is `adapt`, `predict` and `meta_loss` on one task; everything else composes them.
+"""
+
+from importlib.metadata import version as _version
+
+from . import (
+    evaluate as evaluate,
+    inner as inner,
+    losses as losses,
+    metrics as metrics,
+    nn as nn,
+    random as random,
+    sharding as sharding,
+    tasks as tasks,
+    train as train,
+)
+from ._algorithm import Algorithm as Algorithm, MetaLearner as MetaLearner
+from ._episode import Episode as Episode, Examples as Examples, check_values as check_values
+from ._hyperparameter import (
+    Hyperparameter as Hyperparameter,
+    fixed as fixed,
+    learned as learned,
+    trainable as trainable,
+)
+
+__version__ = _version("metakit")

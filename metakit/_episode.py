@@ -1,0 +1,156 @@
+"""The data of one supervised task."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+
+def _as_array(value: Any, name: str) -> Any:
+    """Convert numpy arrays and lists; refuse a silent loss of precision."""
+    if isinstance(value, np.ndarray | list | tuple | float | int):
+        value = np.asarray(value)
+        if value.dtype == np.float64 and not jax.config.jax_enable_x64:
+            raise ValueError(
+                f"{name} is float64, but JAX keeps 32 bits here and would drop half of them silently. "
+                f"Convert it with {name}.astype('float32'), or call jax.config.update('jax_enable_x64', True) first."
+            )
+        value = jnp.asarray(value)
+    return value
+
+
+class Examples(eqx.Module):
+    """Inputs and targets of the same examples.
+
+    **Arguments:**
+
+    - `x`: inputs, `[n, *in]`, any dtype; images are `[n, channels, height, width]`.
+    - `y`: targets, `[n]` integer class labels from 0, or `[n, *out]` real values.
+    - `way`: how many classes the labels count from, static; `None` (the default) where `y` is real. It belongs to the
+      data because a learner that was trained on 60 classes may be tested on 5.
+
+    **Raises:** `ValueError` when `x` and `y` disagree about `n`, when there is no example, when `way` is below 1, when
+    labels with a `way` are not integers, or when an array is float64 while JAX is set to 32 bits.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> mk.Examples(jnp.zeros((5, 1, 28, 28)), jnp.arange(5), way=5).x.shape
+    (5, 1, 28, 28)
+    """
+
+    x: Shaped[Array, "n *in"]
+    y: Shaped[Array, "n *out"]
+    way: int | None = eqx.field(static=True, default=None)
+
+    def __init__(self, x: Any, y: Any, way: int | None = None):
+        self.x = _as_array(x, "x")
+        self.y = _as_array(y, "y")
+        self.way = way
+
+    def __check_init__(self):
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not hasattr(value, "shape") or len(value.shape) == 0:
+                raise ValueError(
+                    f"{name} must be an array with a leading axis of examples, got {_describe(value)}. "
+                    f"One example still needs that axis: {name}[None]."
+                )
+        if self.x.shape[0] != self.y.shape[0]:
+            raise ValueError(
+                f"x and y must hold the same number of examples along axis 0, got {self.x.shape[0]} in "
+                f"x{list(self.x.shape)} and {self.y.shape[0]} in y{list(self.y.shape)}."
+            )
+        if self.x.shape[0] == 0:
+            raise ValueError(
+                f"x{list(self.x.shape)} holds no example; a support or query set needs at least one along axis 0."
+            )
+        if self.way is None:
+            return
+        if self.way < 1:
+            raise ValueError(f"way is the number of classes and must be at least 1, got {self.way}.")
+        if not jnp.issubdtype(self.y.dtype, jnp.integer):
+            raise ValueError(
+                f"y must hold integer labels 0..{self.way - 1} since way={self.way} was given, got dtype "
+                f"{self.y.dtype}. Use y.astype('int32') for labels, or leave way out for real-valued targets."
+            )
+
+
+class Episode(eqx.Module):
+    """One task of supervised learning: learn from `support`, be judged on `query`.
+
+    A batch of episodes is the same module with a leading axis on every array, as `eqx.filter_vmap` makes and takes it.
+
+    **Arguments:** `support` and `query`, each an `Examples`.
+
+    **Raises:** `ValueError` when the two differ in the shape or dtype of an example, or in `way`.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> examples = mk.Examples(jnp.ones((10, 1)), jnp.ones((10, 1)))
+    >>> mk.Episode(examples, examples).query.x.shape
+    (10, 1)
+    """
+
+    support: Examples
+    query: Examples
+
+    def __check_init__(self):
+        support, query = self.support, self.query
+        for name in ("x", "y"):
+            s, q = getattr(support, name), getattr(query, name)
+            if s.shape[1:] != q.shape[1:]:
+                raise ValueError(
+                    f"support.{name} and query.{name} must agree in the shape of one example, got "
+                    f"{list(s.shape[1:])} and {list(q.shape[1:])}."
+                )
+            if s.dtype != q.dtype:
+                raise ValueError(f"support.{name} and query.{name} must share a dtype, got {s.dtype} and {q.dtype}.")
+        if support.way != query.way:
+            raise ValueError(f"support.way and query.way must be the same, got {support.way} and {query.way}.")
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}" if not hasattr(value, "shape") else f"shape {list(value.shape)}"
+
+
+def check_values(task: Episode | Examples) -> None:
+    """Check facts about *values* that shapes cannot show, on the host.
+
+    Call it where data enters (batched episodes are welcome); the compiled step then needs no checks of its own.
+
+    **Arguments:** `task`, an `Episode` or `Examples` of concrete arrays, with or without leading task axes.
+
+    **Raises:** `ValueError` naming the array when an input or a real target holds NaN or infinities (and where the
+    first one is), or when a label lies outside `0..way-1`.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> mk.check_values(mk.Examples(jnp.ones((2, 1)), jnp.array([0, 7]), way=5))
+    Traceback (most recent call last):
+    ...
+    ValueError: examples.y must hold labels 0..4 (way=5), got 7 at index (1,). ...
+    """
+    if isinstance(task, Episode):
+        _check_examples(task.support, "support")
+        _check_examples(task.query, "query")
+    else:
+        _check_examples(task, "examples")
+
+
+def _check_examples(examples: Examples, name: str) -> None:
+    for field in ("x", "y"):
+        value = np.asarray(getattr(examples, field))
+        if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+            raise ValueError(
+                f"{name}.{field} must be finite, got {value[where]} at index {where} of shape {list(value.shape)}. "
+                "Remove or repair that example before building the episode."
+            )
+    if examples.way is not None:
+        labels = np.asarray(examples.y)
+        wrong = np.argwhere((labels < 0) | (labels >= examples.way))
+        if len(wrong):
+            where = tuple(int(i) for i in wrong[0])
+            raise ValueError(
+                f"{name}.y must hold labels 0..{examples.way - 1} (way={examples.way}), got {labels[where]} at index "
+                f"{where}. Labels count from 0 within an episode; relabel the classes that were drawn."
+            )

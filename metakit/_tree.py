@@ -1,0 +1,51 @@
+"""Small operations on PyTrees of arrays."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike
+
+from ._types import Flag, Scalar
+
+
+def as_float_array(value: ArrayLike) -> Array:
+    """A strongly typed floating-point array.
+
+    `jnp.asarray(0.4)` is weakly typed, so a learner holding it would be traced again for every new value, and a
+    Python float gets no gradient at all; every number of a learner passes through here instead.
+    """
+    dtype = jnp.result_type(value)
+    if not jnp.issubdtype(dtype, jnp.floating) or not hasattr(value, "dtype"):
+        dtype = jnp.result_type(float)
+    return jnp.asarray(value, dtype=jax.dtypes.canonicalize_dtype(dtype))
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes held by the arrays of a tree (also of `jax.ShapeDtypeStruct` leaves)."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype") and hasattr(leaf, "shape")]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended))
+
+
+def inexact_leaves(tree: Any) -> list[Array]:
+    """The floating-point arrays of a tree, in flattening order."""
+    return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
+
+
+def global_norm(tree: Any) -> Scalar:
+    """Euclidean norm over every floating-point leaf, computed in the widest dtype present."""
+    leaves = inexact_leaves(tree)
+    if not leaves:
+        return jnp.zeros(())
+    dtype = jnp.result_type(*leaves)
+    squares = [jnp.sum(jnp.square(jnp.abs(leaf)).astype(dtype)) for leaf in leaves]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+
+def all_finite(tree: Any) -> Flag:
+    """Whether every floating-point leaf is free of NaN and infinities."""
+    leaves = inexact_leaves(tree)
+    if not leaves:
+        return jnp.ones((), dtype=bool)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -1,0 +1,35 @@
+"""Settings that every test runs under, made before JAX starts."""
+
+import os
+import pathlib
+
+# Two host devices, so that every sharded path really runs on more than one.
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2").strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _test_data() -> pathlib.Path:
+    named = os.environ.get("METAKIT_TEST_DATA")
+    return pathlib.Path(named) if named else pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def omniglot_dir() -> pathlib.Path:
+    """The folder with Omniglot's two released zips; tests that need it are skipped, saying so, where it is absent."""
+    folder = _test_data() / "omniglot"
+    if not (folder / "images_background.zip").exists():
+        pytest.skip(f"needs Omniglot's zips in {folder}; set METAKIT_TEST_DATA to the folder that holds omniglot/")
+    return folder
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
