@@ -1,2 +1,21 @@
+from ._cache import CacheWriteError as CacheWriteError, cache_directory as cache_directory
+from ._decode import DecodeError as DecodeError
+from ._download import DownloadError as DownloadError, download as download
 from ._episodes import Episodes as Episodes
+from ._folder import image_folder as image_folder
+from ._linear import (
+    LinearPosterior as LinearPosterior,
+    LinearRegression as LinearRegression,
+    linear_bayes_excess as linear_bayes_excess,
+    linear_one_step_excess as linear_one_step_excess,
+    linear_one_step_rate as linear_one_step_rate,
+    linear_posterior as linear_posterior,
+)
+from ._omniglot import omniglot as omniglot
 from ._pool import ImagePool as ImagePool, fingerprint as fingerprint, rotated as rotated, subset as subset
+from ._sinusoid import (
+    Sinusoid as Sinusoid,
+    sinusoid_nonadaptive as sinusoid_nonadaptive,
+    sinusoid_nonadaptive_mse as sinusoid_nonadaptive_mse,
+    sinusoid_zero_mse as sinusoid_zero_mse,
+)

@@ -1,5 +1,6 @@
 """Few-shot episodes, drawn inside the compiled step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,39 +10,43 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from .._episode import Episode, Examples
-from .._typecheck import typed
-from .._types import PRNGKey
+from metakit._episode import Episode, Examples
+from metakit._typecheck import typed
+from metakit._types import PRNGKey
+
 from ._pool import ImagePool, check_square
 
 
 class Episodes(eqx.Module):
     r"""The distribution of `way`-class, `shot`-example tasks over an image pool; `sampler(key)` draws one.
 
-    Pure, so it runs inside `jax.jit`, `jax.vmap` and `jax.lax.scan`. Each episode draws `way` different classes, gives
-    them the labels $0, \dots, \text{way} - 1$ in a fresh random order, and splits `shot + queries` different images of
-    each class into support and query. Every ordered choice is equally likely.
+    Pure, so it runs inside `jax.jit`, `jax.vmap` and `jax.lax.scan`. Each episode draws `way` different
+    classes, gives them the labels $0, \dots, \text{way} - 1$ in a fresh random order, and splits `shot +
+    queries` different images of each class into support and query. Every ordered choice is equally likely.
 
-    Pass the sampler into a compiled function as an argument (`eqx.filter_jit`): closed over, its images would be
-    compiled into the program as constants.
+    Pass the sampler into a compiled function as an argument (`eqx.filter_jit`): closed over, its images would
+    be compiled into the program as constants.
 
     **Arguments:**
 
     - `pool`: the classes to draw from.
     - `way`: classes in an episode, from 1 to the number in the pool.
     - `shot`: support images of each class, at least 1; or a tuple with a number for each label.
-    - `queries`: query images of each class, at least 1; or a tuple with a number for each label, of which some may be 0.
-    - `rotate`: `"none"` (default), or `"per_class"`: each class of an episode is turned by one random multiple of 90
-      degrees (Finn et al. 2017). For turns as classes of their own use `rotated(pool)` instead.
-    - `shuffle`: put the support set in random order. By default it is sorted by label, which learners that read it as
-      a sequence could exploit.
-    - `augment`: `augment(x, key=key) -> x` on float32 images `[n, channels, height, width]`, called once for the support
-      and once for the query set; none by default.
+    - `queries`: query images of each class, at least 1; or a tuple with a number for each label, of which
+      some may be 0.
+    - `rotate`: `"none"` (default), or `"per_class"`: each class of an episode is turned by one random
+      multiple of 90 degrees (Finn et al. 2017). For turns as classes of their own use `rotated(pool)`
+      instead.
+    - `shuffle`: put the support set in random order. By default it is sorted by label, which learners that
+      read it as a sequence could exploit.
+    - `augment`: `augment(x, key=key) -> x` on float32 images `[n, channels, height, width]`, called once for
+      the support and once for the query set; none by default.
 
-    **Returns** (of a call): an `Episode`; `x` is float32 in 0..1, `[n, channels, height, width]`, `y` int32 `[n]`.
+    **Returns** (of a call): an `Episode`; `x` is float32 in 0..1, `[n, channels, height, width]`, `y` int32
+    `[n]`.
 
-    **Raises:** `ValueError` when `way`, `shot` or `queries` is out of range, when the pool has too few classes, when a
-    class has too few images (it is named), or when images to be rotated are not square.
+    **Raises:** `ValueError` when `way`, `shot` or `queries` is out of range, when the pool has too few
+    classes, when a class has too few images (it is named), or when images to be rotated are not square.
 
     >>> import jax, numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((30, 20, 1, 28, 28), "uint8"))
@@ -51,8 +56,8 @@ class Episodes(eqx.Module):
     ((5, 1, 28, 28), (75,))
 
     **Source:** Vinyals et al., "Matching Networks for One Shot Learning", 2016, section 4.1,
-    https://arxiv.org/abs/1606.04080; rotations: Finn et al., "Model-Agnostic Meta-Learning", 2017, and its code,
-    https://github.com/cbfinn/maml.
+    https://arxiv.org/abs/1606.04080; rotations: Finn et al., "Model-Agnostic Meta-Learning", 2017, and its
+    code, https://github.com/cbfinn/maml.
     """
 
     pool: ImagePool
@@ -63,6 +68,7 @@ class Episodes(eqx.Module):
     shuffle: bool = eqx.field(static=True)
     augment: Callable[..., Any] | None
 
+    @typed
     def __init__(
         self,
         pool: ImagePool,
@@ -77,8 +83,8 @@ class Episodes(eqx.Module):
         total = len(pool.names)
         if not 1 <= way <= total:
             raise ValueError(
-                f"way must lie in 1..{total}, the number of classes in the pool, got {way}. Draw fewer classes, or use "
-                "a pool with more (rotated(pool) has four times as many)."
+                f"way must lie in 1..{total}, the number of classes in the pool, got {way}. Draw fewer "
+                "classes, or use a pool with more (rotated(pool) has four times as many)."
             )
         shots = _per_label(shot, way, "shot", least=1)
         wanted = _per_label(queries, way, "queries", least=0 if isinstance(queries, tuple) else 1)
@@ -90,8 +96,9 @@ class Episodes(eqx.Module):
             fewest = int(counts.argmin())
             raise ValueError(
                 f"shot + queries must not exceed the images of any class: {needed} were asked for, but class "
-                f"{pool.names[fewest]!r} has {counts[fewest]} ({int((counts < needed).sum())} of {total} classes have "
-                "too few). Ask for fewer queries, or leave those classes out with subset(pool, ...)."
+                f"{pool.names[fewest]!r} has {counts[fewest]} ({int((counts < needed).sum())} of {total} "
+                "classes have too few). Ask for fewer queries, or leave those classes out with subset(pool, "
+                "...)."
             )
         if rotate not in ("none", "per_class"):
             raise ValueError(f"rotate must be 'none' or 'per_class', got {rotate!r}.")
@@ -125,7 +132,8 @@ class Episodes(eqx.Module):
         flat = images.reshape((self.way * drawn, *images.shape[2:]))
         first = [[label * drawn + i for i in range(s)] for label, s in enumerate(shots)]
         rest = [
-            [label * drawn + s + i for i in range(q)] for label, (s, q) in enumerate(zip(shots, queries, strict=True))
+            [label * drawn + s + i for i in range(q)]
+            for label, (s, q) in enumerate(zip(shots, queries, strict=True))
         ]
         support_rows, query_rows = jnp.asarray(np.concatenate(first), jnp.int32), np.concatenate(rest)
         if self.shuffle:
@@ -136,7 +144,7 @@ class Episodes(eqx.Module):
             Examples(self._pixels(flat[query_rows], query_key), query_rows // drawn, self.way),
         )
 
-    def _pixels(self, images: UInt8[Array, "n c h w"], key: PRNGKey) -> Float[Array, "n c h w"]:
+    def _pixels(self, images: UInt8[Array, "n c h w"], key: PRNGKey) -> Float[Array, "n ..."]:
         x = images.astype(jnp.float32) / 255
         return x if self.augment is None else self.augment(x, key=key)
 
@@ -144,7 +152,9 @@ class Episodes(eqx.Module):
 def _per_label(value: int | tuple[int, ...], way: int, name: str, *, least: int) -> tuple[int, ...]:
     values = value if isinstance(value, tuple) else (value,) * way
     if len(values) != way:
-        raise ValueError(f"{name} must be an integer or a tuple of way={way} integers, got {len(values)}: {values}.")
+        raise ValueError(
+            f"{name} must be an integer or a tuple of way={way} integers, got {len(values)}: {values}."
+        )
     if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise ValueError(f"{name} must be an integer or a tuple of way={way} integers, got {value!r}.")
     if min(values) < least:
@@ -152,11 +162,14 @@ def _per_label(value: int | tuple[int, ...], way: int, name: str, *, least: int)
     return values
 
 
+# Compiled on its own so that an eager call of the sampler does not compile the scan afresh every time.
+@functools.partial(jax.jit, static_argnames="count")
 def _distinct(key: PRNGKey, total: Int[Array, ""], count: int) -> Int[Array, "count"]:
     """An ordered choice of `count` different numbers out of `0..total-1`, all choices equally likely.
 
-    The i-th draw is a rank among the numbers that are left; ranks become numbers by stepping over those already
-    taken. It costs `count` random numbers instead of `total` and takes a traced `total`, which a permutation does not.
+    The i-th draw is a rank among the numbers that are left; ranks become numbers by stepping over those
+    already taken. It costs `count` random numbers instead of `total` and takes a traced `total`, which a
+    permutation does not.
     """
     position = jnp.arange(count, dtype=jnp.int32)
     ranks = jax.random.randint(key, (count,), 0, total - position, dtype=jnp.int32)
@@ -175,6 +188,7 @@ def _distinct(key: PRNGKey, total: Int[Array, ""], count: int) -> Int[Array, "co
 
 def _turn(images: UInt8[Array, "n c s s"], quarters: Int[Array, ""]) -> UInt8[Array, "n c s s"]:
     """Turn images by a traced number of quarter turns, anticlockwise."""
-    # A quarter turn is a transposition and a flip, a half turn two flips; on bytes these selects cost next to nothing.
+    # A quarter turn is a transposition and a flip, a half turn two flips; on bytes these selects cost next to
+    # nothing.
     half = jnp.where(quarters >= 2, images[..., ::-1, ::-1], images)
     return jnp.where(quarters % 2 == 1, jnp.swapaxes(half, -2, -1)[..., ::-1, :], half)

@@ -9,24 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from .._typecheck import typed
+from metakit._typecheck import typed
 
 
 class ImagePool(eqx.Module):
     """All images of a set of classes, as one uint8 array on the device.
 
-    Episodes are drawn from it inside the compiled step (see `Episodes`), so no image crosses from the host while
-    training. Omniglot at 28x28 takes 25 MB, 100 MB with its rotations as classes.
+    Episodes are drawn from it inside the compiled step (see `Episodes`), so no image crosses from the host
+    while training. Omniglot at 28x28 takes 25 MB, 100 MB with its rotations as classes.
 
     **Arguments:**
 
-    - `images`: `[classes, examples, channels, height, width]`, uint8, 0 to 255. Classes with fewer images than others
-      are padded at the end with anything. Omniglot and Glyphs store ink as 255 on a background of 0.
+    - `images`: `[classes, examples, channels, height, width]`, uint8, 0 to 255. Classes with fewer images
+      than others are padded at the end with anything. Omniglot and Glyphs store ink as 255 on a background of
+      0.
     - `counts`: `[classes]`, how many of each class's images are real; all of them by default.
     - `names`: one name for each class, static; `"0"`, `"1"`, ... by default.
 
-    **Raises:** `ValueError` when `images` is not a five-dimensional uint8 array with at least one class and one
-    example, when `counts` has another length than `images` or leaves `1..examples`, or when `names` has another length.
+    **Raises:** `ValueError` when `images` is not a five-dimensional uint8 array with at least one class and
+    one example, when `counts` has another length than `images` or leaves `1..examples`, or when `names` has
+    another length.
 
     >>> import numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((3, 20, 1, 28, 28), "uint8"), names=("alpha", "beta", "gamma"))
@@ -55,14 +57,14 @@ class ImagePool(eqx.Module):
         counts = np.full(classes, examples, np.int32) if counts is None else np.asarray(counts)
         if counts.shape != (classes,) or not np.issubdtype(counts.dtype, np.integer):
             raise ValueError(
-                f"counts must hold one integer for each of the {classes} classes of images, got {counts.dtype} "
-                f"{list(counts.shape)}."
+                f"counts must hold one integer for each of the {classes} classes of images, got "
+                f"{counts.dtype} {list(counts.shape)}."
             )
         if counts.min() < 1 or counts.max() > examples:
             wrong = int(np.flatnonzero((counts < 1) | (counts > examples))[0])
             raise ValueError(
-                f"counts must lie in 1..{examples}, the number of examples in images, got {counts[wrong]} for class "
-                f"{wrong}. Leave out a class that has no image."
+                f"counts must lie in 1..{examples}, the number of examples in images, got {counts[wrong]} "
+                f"for class {wrong}. Leave out a class that has no image."
             )
         names = tuple(str(i) for i in range(classes)) if names is None else tuple(names)
         if len(names) != classes:
@@ -74,9 +76,10 @@ class ImagePool(eqx.Module):
 
 @typed
 def rotated(pool: ImagePool) -> ImagePool:
-    """Every class turned by 0, 90, 180 and 270 degrees, each turn a class of its own: four times as many classes.
+    """Every class turned by 0, 90, 180 and 270 degrees, each turn a class of its own: four times the classes.
 
-    The four turns of a class stay neighbours, named `name/rot000`, `name/rot090`, ... (anticlockwise, as Pillow counts).
+    The four turns of a class stay neighbours, named `name/rot000`, `name/rot090`, ... (anticlockwise, as
+    Pillow counts).
 
     **Arguments:** `pool`, of square images.
 
@@ -90,8 +93,8 @@ def rotated(pool: ImagePool) -> ImagePool:
     ('0/rot000', '0/rot090', '0/rot180', '0/rot270', '1/rot000')
 
     **Source:** Snell et al., "Prototypical Networks for Few-shot Learning", 2017, section 3.1,
-    https://arxiv.org/abs/1703.05175. Finn et al. 2017 instead draw one turn for each class and task, so that one
-    character never meets itself in an episode: `Episodes(..., rotate="per_class")`.
+    https://arxiv.org/abs/1703.05175. Finn et al. 2017 instead draw one turn for each class and task, so that
+    one character never meets itself in an episode: `Episodes(..., rotate="per_class")`.
     """
     check_square(pool, "rotated")
     turns = [jnp.rot90(pool.images, k, axes=(-2, -1)) for k in range(4)]
@@ -126,16 +129,20 @@ def subset(pool: ImagePool, classes: Sequence[int | str] | np.ndarray) -> ImageP
         index = where.get(wanted) if isinstance(wanted, str) else int(wanted)
         if index is None or not -total <= index < total:
             raise ValueError(
-                f"classes must be names or indices of the pool's {total} classes, got {wanted!r}. Its names run from "
-                f"{pool.names[0]!r} to {pool.names[-1]!r}."
+                f"classes must be names or indices of the pool's {total} classes, got {wanted!r}. Its names "
+                f"run from {pool.names[0]!r} to {pool.names[-1]!r}."
             )
         indices.append(index % total)
     if not indices:
         raise ValueError("classes must name at least one class of the pool, got none.")
     if len(set(indices)) < len(indices):
-        raise ValueError("classes must not repeat a class: an episode could then draw it twice under two labels.")
+        raise ValueError(
+            "classes must not repeat a class: an episode could then draw it twice under two labels."
+        )
     chosen = np.asarray(indices)
-    return ImagePool(pool.images[chosen], np.asarray(pool.counts)[chosen], tuple(pool.names[i] for i in indices))
+    return ImagePool(
+        pool.images[chosen], np.asarray(pool.counts)[chosen], tuple(pool.names[i] for i in indices)
+    )
 
 
 @typed
@@ -151,7 +158,7 @@ def fingerprint(pool: ImagePool) -> str:
     >>> import numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((3, 20, 1, 28, 28), "uint8"))
     >>> mk.tasks.fingerprint(pool)[:8]
-    'd6ae8b5c'
+    'bd302e0d'
     """
     images, counts = np.asarray(pool.images), np.asarray(pool.counts)
     digest = hashlib.sha256(repr((images.shape[2:], pool.names, counts.tolist())).encode())

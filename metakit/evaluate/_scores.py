@@ -1,0 +1,151 @@
+"""Per-task scores of thousands of tasks in one compiled call."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from .. import random
+from .._algorithm import Algorithm
+from .._typecheck import typed
+from .._types import PRNGKey
+from ..sharding import map_tasks, replicate
+
+# Tasks of more numbers than this (images) run one after another on a CPU, as in training: convolutions with per-task
+# weights are faster that way. Elsewhere, and for smaller tasks, as many at once as keep the inputs near 4M numbers,
+# up to 1024: past that a batch gains nothing and its activations leave the cache.
+_LARGE_TASK = 4096
+_NUMBERS_AT_ONCE = 1 << 22
+_MOST_TASKS_AT_ONCE = 1024
+
+
+def _choose_chunk(chunk: Any, sampler: Any, key: Any, mesh: Mesh | None) -> Any:
+    if chunk != "auto":
+        return chunk
+    task = eqx.filter_eval_shape(sampler, key)
+    size = sum(leaf.size for leaf in jax.tree.leaves(task) if hasattr(leaf, "dtype"))
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if platform == "cpu" and size > _LARGE_TASK:
+        return 1
+    return max(1, min(_NUMBERS_AT_ONCE // max(size, 1), _MOST_TASKS_AT_ONCE))
+
+
+@eqx.filter_jit
+def _jit_scores(function, sampler, key, num_tasks, mesh, chunk):
+    devices = 1 if mesh is None else mesh.size
+    # Rounded up so that the devices share evenly; the surplus are real tasks, further along the same stream.
+    keys = random.task_keys(key, 0, -(-num_tasks // devices) * devices)
+
+    def one(task_key):
+        draw_key, use_key = jax.random.split(task_key)
+        return function(sampler(draw_key), use_key)
+
+    outputs = map_tasks(one, keys, mesh=mesh, chunk=_choose_chunk(chunk, sampler, key, mesh))
+    outputs = jax.tree.map(lambda leaf: leaf[:num_tasks] if eqx.is_array(leaf) else leaf, outputs)
+    if mesh is not None:  # a few numbers a task: every host gets all of them
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        outputs = eqx.filter_shard(outputs, everywhere)
+    return outputs
+
+
+@typed
+def scores_of(
+    function: Callable[..., Any],
+    sampler: Callable[..., Any],
+    key: PRNGKey,
+    *,
+    num_tasks: int,
+    mesh: Mesh | None = None,
+    chunk: Any = "auto",
+) -> Any:
+    """Whatever you want to know about each of many tasks, in one compiled call.
+
+    Task $i$ is drawn with a key folded from `key` and $i$ alone, so scores with the same `key` and `sampler` belong to
+    the same tasks (which makes paired comparisons possible), and neither chunks nor devices change them.
+
+    **Arguments:**
+
+    - `function`: `function(task, key) -> PyTree` of arrays, usually scalars. Where it uses a learner, write
+      `eqx.Partial(function, learner)` instead of a closure: then another learner does not compile again.
+    - `sampler`: `sampler(key) -> task`, pure.
+    - `key`: of the whole stream of tasks. Use another than in training.
+    - `num_tasks`: how many tasks; at least 1. The first 100 of 1000 are the tasks of `num_tasks=100`.
+    - `mesh`: devices to spread the tasks over; default none. Any number of tasks is welcome.
+    - `chunk`: how many tasks of a device run at once: a number, `None` for all, or `"auto"` (the default).
+
+    **Returns:** the outputs of `function`, each array with a leading axis `[num_tasks]`. Nothing is dropped: a task
+    that diverged is there as NaN, and `student_t` counts it.
+
+    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1.
+
+    >>> import jax, metakit as mk
+    >>> draws = scores_of(lambda task, key: task ** 2, jax.random.normal, jax.random.key(0), num_tasks=4)
+    >>> draws.shape
+    (4,)
+    """
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}; 600 to 10,000 test tasks are usual.")
+    if mesh is not None and not _traced(key):
+        function, sampler = replicate(function, mesh), replicate(sampler, mesh)
+        key = replicate(key, mesh)
+    return _jit_scores(function, sampler, key, num_tasks, mesh, chunk)
+
+
+def _traced(*trees: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def _score_task(algorithm: Any, metrics: Mapping[str, Any], learner: Any, task: Any, key: Any) -> dict[str, Any]:
+    adapt_key, predict_key = jax.random.split(key)
+    adapted = algorithm.adapt(learner, task.support, adapt_key)
+    outputs = algorithm.predict(adapted, task.query.x, predict_key)
+    return {name: metric(outputs, task.query.y) for name, metric in metrics.items()}
+
+
+@typed
+def scores(
+    algorithm: Any,
+    learner: Any,
+    sampler: Callable[..., Any],
+    key: PRNGKey,
+    *,
+    num_tasks: int,
+    metrics: Mapping[str, Callable[..., Any]],
+    mesh: Mesh | None = None,
+    chunk: Any = "auto",
+) -> dict[str, Float[Array, " tasks"]]:
+    """Adapt to each of many tasks and score the predictions for its query set.
+
+    **Arguments:**
+
+    - `algorithm`: a module or `MetaLearner`; its `adapt` and `predict` are used.
+    - `learner`: its learner. Another learner of the same structure does not compile again.
+    - `sampler`, `key`, `num_tasks`, `mesh`, `chunk`: as in `scores_of`; tasks are episodes.
+    - `metrics`: named functions `metric(outputs, targets) -> scalar`, such as
+      `{"accuracy": mk.metrics.accuracy}`. All of them read one adaptation.
+
+    **Returns:** for each metric one score per task, `[num_tasks]`. Pass them to `student_t`, `bootstrap` or
+    `paired_difference`.
+
+    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1 or there is no metric; `TypeError` for something
+    that is no algorithm.
+
+    >>> import jax, metakit as mk
+    >>> tasks = mk.tasks.Episodes(mk.tasks.ImagePool.of(jax.numpy.zeros((5, 4, 1, 2, 2), "uint8")), way=5, shot=1, queries=2)
+    >>> nearest = mk.evaluate.baselines.nearest_neighbour
+    >>> accuracy = {"accuracy": mk.metrics.accuracy}
+    >>> scores(nearest, None, tasks, jax.random.key(0), num_tasks=3, metrics=accuracy)["accuracy"].shape
+    (3,)
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(
+            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module such as "
+            "mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
+        )
+    if not metrics:
+        raise ValueError('metrics is empty; name at least one, such as {"accuracy": mk.metrics.accuracy}.')
+    function = eqx.Partial(_score_task, algorithm, dict(metrics), learner)
+    return scores_of(function, sampler, key, num_tasks=num_tasks, mesh=mesh, chunk=chunk)

@@ -1,0 +1,140 @@
+"""Update rules of the inner loop."""
+
+import abc
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Int
+
+from .._hyperparameter import Hyperparameter, as_hyperparameter
+
+Step: TypeAlias = Int[Array, ""]
+
+
+class AbstractSolver(eqx.Module):
+    r"""How one inner step moves the parameters: $(\theta_{t+1}, s_{t+1}) = u(g_t, s_t, \theta_t, t)$.
+
+    To write one, subclass this as an Equinox module whose numbers are `Hyperparameter`s, so that each is a leaf with
+    a gradient, and write three methods:
+
+    - `init(params) -> state`: the state before the first step, a PyTree of arrays (`None` for no state);
+    - `update(grads, state, params, step) -> (params, state)`: one step; shapes and dtypes must not change;
+    - `max_steps() -> int | None`: the most steps the solver has hyperparameters for, `None` for any number.
+
+    `params` and `grads` hold only floating-point arrays (and `None` where a leaf is not adapted).
+    """
+
+    @abc.abstractmethod
+    def init(self, params: Any) -> Any:
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def update(self, grads: Any, state: Any, params: Any, step: Step) -> tuple[Any, Any]:
+        """The parameters and the state after step number `step`, which counts from 0."""
+
+    @abc.abstractmethod
+    def max_steps(self) -> int | None:
+        """The most steps the solver can take, `None` for any number."""
+
+
+def descend(params: Any, direction: Any, rate: Array) -> Any:
+    """`params - rate * direction`, leaf by leaf, each in the dtype of its parameter."""
+    return jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, params, direction)
+
+
+class SGD(AbstractSolver):
+    r"""Gradient descent with one rate.
+
+    $$\theta_{t+1} = \theta_t - \alpha\, g_t$$
+
+    **Arguments:**
+
+    - `rate`: $\alpha$, a number or a `Hyperparameter`; `mk.learned(0.4)` has meta-training move it. It depends on the
+      reduction of the inner loss: the MAML paper's 0.4 goes with a sum over examples divided by the shot, which is
+      2.0 for a mean over the examples of 5 classes.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> solver = mk.inner.SGD(0.5)
+    >>> params, state = solver.update(jnp.ones(2), solver.init(jnp.ones(2)), jnp.ones(2), jnp.zeros((), int))
+    >>> params.tolist()
+    [0.5, 0.5]
+    """
+
+    rate: Hyperparameter
+
+    def __init__(self, rate: Hyperparameter | ArrayLike):
+        self.rate = _scalar(rate, "SGD", "rate")
+
+    def init(self, params: Any) -> None:
+        del params
+
+    def update(self, grads: Any, state: None, params: Any, step: Step) -> tuple[Any, None]:
+        del state, step
+        return descend(params, grads, self.rate.value), None
+
+    def max_steps(self) -> None:
+        return None
+
+
+class Momentum(AbstractSolver):
+    r"""Gradient descent with heavy-ball or Nesterov momentum.
+
+    $$v_{t+1} = \mu v_t + g_t, \qquad \theta_{t+1} = \theta_t - \alpha\, v_{t+1}$$
+
+    and with `nesterov=True` the step is $\theta_{t+1} = \theta_t - \alpha\,(\mu v_{t+1} + g_t)$. The velocity starts
+    at zero for every task.
+
+    **Arguments:**
+
+    - `rate`: $\alpha$, a number or a `Hyperparameter`.
+    - `decay`: $\mu$, usually in `[0, 1)`; a number or a `Hyperparameter`. Zero gives `SGD`.
+    - `nesterov`: static; default `False`.
+
+    **Source:** Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", equations
+    1 to 4, https://proceedings.mlr.press/v28/sutskever13.html, with the rate taken out of the velocity as in
+    `optax.sgd`: for a constant rate the two are the same path.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> solver, params = mk.inner.Momentum(0.5, 0.9), jnp.ones(1)
+    >>> params, velocity = solver.update(jnp.ones(1), solver.init(params), params, jnp.zeros((), int))
+    >>> float(params[0]), float(velocity[0])
+    (0.5, 1.0)
+    """
+
+    rate: Hyperparameter
+    decay: Hyperparameter
+    nesterov: bool = eqx.field(static=True)
+
+    def __init__(self, rate: Hyperparameter | ArrayLike, decay: Hyperparameter | ArrayLike, nesterov: bool = False):
+        self.rate = _scalar(rate, "Momentum", "rate")
+        self.decay = _scalar(decay, "Momentum", "decay")
+        self.nesterov = nesterov
+
+    def init(self, params: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(self, grads: Any, state: Any, params: Any, step: Step) -> tuple[Any, Any]:
+        del step
+        decay = self.decay.value
+
+        def accumulate(velocity: Array, gradient: Array) -> Array:
+            return decay.astype(velocity.dtype) * velocity + gradient
+
+        velocity = jax.tree.map(accumulate, state, grads)
+        direction = jax.tree.map(accumulate, velocity, grads) if self.nesterov else velocity
+        return descend(params, direction, self.rate.value), velocity
+
+    def max_steps(self) -> None:
+        return None
+
+
+def _scalar(value: Hyperparameter | ArrayLike, solver: str, name: str) -> Hyperparameter:
+    hyperparameter = as_hyperparameter(value)
+    if hyperparameter.value.shape != ():
+        raise ValueError(
+            f"{solver}'s {name} must be one number, got an array of shape {list(hyperparameter.value.shape)}. For one "
+            "rate per parameter use PerParameterSGD, for one per step and layer PerLayerPerStepSGD."
+        )
+    return hyperparameter

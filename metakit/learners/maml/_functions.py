@@ -1,0 +1,159 @@
+"""MAML's three functions, and what can be reported beside them."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from ..._episode import Episode, Examples
+from ..._typecheck import typed
+from ..._types import PRNGKey, Scalar
+from ._inner_loop import check_way, evaluation_model, query_loss, solve, support_loss
+from ._learner import MAML, Adapted, with_num_steps
+
+
+@typed
+def adapt(learner: MAML, support: Examples, key: PRNGKey | None = None) -> Adapted:
+    r"""Learn one task: `num_steps` inner steps from the learned initialisation on the support set.
+
+    $$\theta_{t+1} = \theta_t - \alpha \nabla_\theta L_S(\theta_t)$$
+
+    **Arguments:**
+
+    - `learner`: a `MAML`.
+    - `support`: the support set of one task.
+    - `key`: not used.
+
+    **Returns:** an `Adapted` for `predict`.
+
+    **Raises:** `ValueError` when the model's outputs do not fit the labels, or labels are needed and absent.
+    """
+    del key
+    solution, frozen = solve(learner, support)
+    return _adapted(learner, solution.params, frozen, support)
+
+
+@typed
+def predict(adapted: Adapted, x: Shaped[Array, "n *in"], key: PRNGKey | None = None) -> Float[Array, "n *out"]:
+    """The adapted model's outputs: logits `[n, way]` for classes, `[n, *out]` for values.
+
+    **Arguments:**
+
+    - `adapted`: from `adapt`.
+    - `x`: query inputs `[n, *in]`. Under the transductive policy batch norm takes its statistics from these `n`
+      examples, so give it the whole query set at once.
+    - `key`: not used.
+
+    **Returns:** `[n, *out]`.
+
+    **Raises:** `ValueError` when the model does not give one logit per class.
+    """
+    del key
+    outputs = adapted.model(x)
+    check_way(outputs, adapted.way)
+    return outputs
+
+
+@typed
+def meta_loss(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Scalar:
+    r"""How well the model does on the query set after adapting to the support set.
+
+    $$L_Q(\theta_K) \quad\text{or, with step weights,}\quad \sum_{t=1}^{K} w_t L_Q(\theta_t)$$
+
+    **Arguments:**
+
+    - `learner`: a `MAML`.
+    - `task`: one episode.
+    - `key`: not used.
+
+    **Returns:** a scalar, the mean over the query examples. Its gradient with respect to `learner` is exact, unless
+    the learner's adjoint says otherwise.
+
+    **Raises:** `ValueError` as `adapt`.
+    """
+    del key
+    if learner.step_weights is None:
+        solution, frozen = solve(learner, task.support)
+        model = eqx.combine(solution.params, frozen)
+        return query_loss(learner, model, task, _last_step(learner))
+
+    def observe(params: Any, args: Any, step: Array) -> Scalar:
+        return query_loss(args.learner, eqx.combine(params, args.frozen), Episode(args.support, args.query), step)
+
+    solution, _ = solve(learner, task.support, task.query, observe=observe)
+    weights = learner.step_weights.value.astype(solution.observed.dtype)
+    return jnp.sum(weights * solution.observed)
+
+
+class Diagnostics(eqx.Module):
+    """What the inner loop did on one task.
+
+    - `inner_losses`: `[num_steps + 1]`, the support loss before each step and after the last.
+    - `query_loss_before`, `query_loss_after`: the query loss of the model as learned, and as adapted.
+    """
+
+    inner_losses: Float[Array, " steps_and_end"]
+    query_loss_before: Scalar
+    query_loss_after: Scalar
+
+
+@typed
+def diagnostics(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Diagnostics:
+    """The losses along the inner loop of one task.
+
+    **Arguments:** as `meta_loss`.
+
+    **Returns:** a `Diagnostics`. The losses before each step come with the inner gradients and cost nothing extra.
+
+    **Raises:** `ValueError` as `adapt`.
+    """
+    del key
+    solution, frozen = solve(learner, task.support)
+    model, last = eqx.combine(solution.params, frozen), _last_step(learner)
+    return Diagnostics(
+        inner_losses=jnp.append(solution.losses, support_loss(learner, model, task.support, last)),
+        query_loss_before=query_loss(learner, learner.model, task, jnp.zeros((), jnp.int32)),
+        query_loss_after=query_loss(learner, model, task, last),
+    )
+
+
+@typed
+def path(learner: MAML, support: Examples, key: PRNGKey | None = None, *, num_steps: int) -> Adapted:
+    """The model after 0, 1, ..., `num_steps` inner steps, for evaluation at every number of steps in one call.
+
+    `eqx.filter_vmap(predict, in_axes=(0, None))(path(learner, support, num_steps=10), query.x)` gives all predictions.
+
+    **Arguments:**
+
+    - `learner`, `support`, `key`: as `adapt`.
+    - `num_steps`: static; may be more than the learner was trained with.
+
+    **Returns:** an `Adapted` with a leading axis `[num_steps + 1]` on every array; entry `t` is what `adapt` gives with
+    `t` steps.
+
+    **Raises:** `ValueError` as `adapt`, and when the solver has no rates for so many steps.
+    """
+    del key
+    longer = with_num_steps(learner, num_steps)
+
+    def observe(params: Any, args: Any, step: Array) -> Any:
+        model = evaluation_model(args.learner, eqx.combine(params, args.frozen), args.support.x, step)
+        return eqx.filter(model, eqx.is_array)
+
+    solution, _ = solve(longer, support, observe=observe)
+    start = evaluation_model(longer, longer.model, support.x, jnp.zeros((), jnp.int32))
+    arrays, static = eqx.partition(start, eqx.is_array)
+    stacked = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), arrays, solution.observed)
+    return Adapted(eqx.combine(stacked, static), support.way)
+
+
+def _last_step(learner: MAML) -> Array:
+    # The query set sees the per-step norm of the last support step, as in the released MAML++.
+    return jnp.asarray(max(learner.num_steps - 1, 0), jnp.int32)
+
+
+def _adapted(learner: MAML, params: Any, frozen: Any, support: Examples) -> Adapted:
+    model = evaluation_model(learner, eqx.combine(params, frozen), support.x, _last_step(learner))
+    return Adapted(model, support.way)

@@ -1,0 +1,91 @@
+"""MAML's inner problem: its objective on the support set, and the query loss along the way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ... import losses
+from ..._episode import Episode, Examples
+from ..._types import Scalar
+from ...inner import Solution
+from ...inner.select import intersection, partition
+from ._learner import MAML
+from ._norm import freeze_on, not_statistics, resolve_step
+
+
+class InnerArgs(eqx.Module):
+    """Everything the inner objective depends on beside the adapted parameters; adjoints differentiate all of it."""
+
+    learner: MAML  # with its model taken out, which is in `frozen` and the adapted parameters
+    frozen: Any
+    support: Examples
+    query: Examples | None
+
+
+def solve(
+    learner: MAML, support: Examples, query: Examples | None = None, *, observe: Callable[..., Any] | None = None
+) -> tuple[Solution, Any]:
+    """Run the inner loop on a support set; also returns the leaves that did not adapt."""
+    params, frozen = partition(learner.model, intersection(learner.select, not_statistics))
+    args = InnerArgs(eqx.tree_at(lambda l: l.model, learner, None), frozen, support, query)
+    solution = learner.adjoint.solve(
+        _objective, learner.inner, params, args, learner.num_steps, observe=observe
+    )
+    return solution, frozen
+
+
+def _objective(params: Any, args: InnerArgs, step: Array) -> Scalar:
+    return support_loss(args.learner, eqx.combine(params, args.frozen), args.support, step)
+
+
+def support_loss(learner: MAML, model: Any, support: Examples, step: Array) -> Scalar:
+    """The inner loss of a model at a step, reduced as the learner says."""
+    check_targets(learner.loss, support, "support")
+    outputs = resolve_step(model, step)(support.x)
+    check_way(outputs, support.way)
+    if learner.reduction == "mean":
+        return learner.loss(outputs, support.y, reduction="mean")
+    if support.way is None:
+        raise ValueError(
+            'reduction="sum/shot" divides by the shot n / way, but support.way is None. Give the examples their way, '
+            'or use reduction="mean".'
+        )
+    shot = support.x.shape[0] / support.way
+    return learner.loss(outputs, support.y, reduction="sum") / shot
+
+
+def query_loss(learner: MAML, model: Any, task: Episode, step: Array) -> Scalar:
+    """The mean loss on the query set of a model adapted for `step + 1` steps."""
+    check_targets(learner.loss, task.query, "query")
+    outputs = evaluation_model(learner, model, task.support.x, step)(task.query.x)
+    check_way(outputs, task.query.way)
+    return learner.loss(outputs, task.query.y, reduction="mean")
+
+
+def evaluation_model(learner: MAML, model: Any, support_x: Array, step: Array) -> Any:
+    """The model as it predicts: norm layers of the given step, under the learner's policy."""
+    model = resolve_step(model, step)
+    return model if learner.norm_policy == "transductive" else freeze_on(model, support_x)
+
+
+def check_way(outputs: Array, way: int | None) -> None:
+    """The model must give one logit per class of this episode."""
+    if way is not None and (outputs.ndim != 2 or outputs.shape[1] != way):
+        raise ValueError(
+            f"the model gives outputs of shape {list(outputs.shape)}, but the task has way={way}, so it must give "
+            f"[n, {way}]. A gradient-based learner has a fixed head: build the model with out_size={way}, or sample "
+            f"episodes with the way it was built for."
+        )
+
+
+def check_targets(loss: Callable[..., Any], examples: Examples, name: str) -> None:
+    """Cross-entropy needs integer labels."""
+    if loss is losses.cross_entropy and not jnp.issubdtype(examples.y.dtype, jnp.integer):
+        raise ValueError(
+            f"loss=mk.losses.cross_entropy (the default) needs integer labels, got {name}.y of dtype "
+            f"{examples.y.dtype} and shape {list(examples.y.shape)}. For real targets pass "
+            "loss=mk.losses.squared_error; for labels use y.astype('int32') and set way."
+        )

@@ -1,0 +1,208 @@
+"""The learner of MAML: a model, an inner loop, and how a loss is reduced."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, ArrayLike, Float
+
+from ... import losses
+from ..._errors import nearest
+from ..._hyperparameter import Hyperparameter, as_hyperparameter
+from ..._typecheck import typed
+from ...inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
+
+NormPolicy: TypeAlias = Literal["transductive", "inductive"]
+Reduction: TypeAlias = Literal["mean", "sum/shot"]
+
+
+class MAML(eqx.Module):
+    r"""Model-agnostic meta-learning: an initialisation from which a few gradient steps learn a task.
+
+    $$\theta_0 = \theta, \qquad \theta_{t+1} = \theta_t - \alpha \nabla L_S(\theta_t), \qquad
+    \min_\theta \sum_{\text{tasks}} L_Q(\theta_K)$$
+
+    **Arguments:**
+
+    - `model`: any Equinox module with `model(x: [n, *in]) -> [n, *out]` on one batch; lift a module for one example
+      with `mk.nn.batched`. Every floating-point array in it is meta-trained.
+    - `inner`: the update rule of the inner loop, such as `mk.inner.SGD(0.4)`.
+    - `num_steps`: inner steps $K$, static, at least 0.
+    - `loss`: an `mk.losses` function, or your own `loss(outputs, targets, *, reduction)`; default `cross_entropy`. A
+      module with parameters works, and they are meta-trained.
+    - `reduction`: of the *inner* loss over the support set. `"mean"`, the default, or `"sum/shot"`: the sum divided by
+      the shot $n/\text{way}$, as published; it is `way` times the mean, so a published rate of 0.4 for 5 classes is
+      2.0 for the mean. The query loss is always a mean.
+    - `adjoint`: how the inner loop is differentiated; default `mk.inner.Unrolled()`, the exact second order.
+    - `select`: which leaves adapt, a filter of `mk.inner.select`; default all. The others are meta-trained only.
+    - `step_weights`: `[num_steps]`; weights of the query loss after each step (MAML++'s multi-step loss). `None`, the
+      default, for the loss after the last step alone.
+    - `norm_policy`: what batch norm's statistics are at prediction. `"transductive"`, the default and the published
+      way: those of the query batch, so predictions depend on one another. `"inductive"`: those of the support set
+      under the adapted parameters; a model without batch norm then raises. Report it beside every accuracy.
+
+    **Raises:** `ValueError` for a negative `num_steps`, more steps than the solver has rates for, an unknown option,
+    `step_weights` of another shape, a filter that selects nothing, or a model with Equinox state; `TypeError` for a
+    model that cannot be called, or an `inner` or `adjoint` that is not one.
+
+    **Source:** Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+    algorithms 1 and 2, https://arxiv.org/abs/1703.03400. The released code divides the query loss by the shot too,
+    where here it is a mean: that scales the meta-gradient by a constant, which Adam ignores up to its epsilon, but
+    an elementwise clip does not.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, jax.nn.relu, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=1, loss=mk.losses.squared_error)
+    >>> learner.num_steps
+    1
+    """
+
+    model: Any
+    inner: AbstractSolver
+    num_steps: int = eqx.field(static=True)
+    loss: Callable[..., Array]
+    reduction: Reduction = eqx.field(static=True)
+    adjoint: AbstractAdjoint
+    select: Callable[[Any], Any] = eqx.field(static=True)
+    step_weights: Hyperparameter | None
+    norm_policy: NormPolicy = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        inner: AbstractSolver,
+        num_steps: int,
+        loss: Callable[..., Array] = losses.cross_entropy,
+        reduction: Reduction = "mean",
+        adjoint: AbstractAdjoint | None = None,
+        select: Callable[[Any], Any] = selection.everything,
+        step_weights: Hyperparameter | ArrayLike | None = None,
+        norm_policy: NormPolicy = "transductive",
+    ):
+        adjoint = Unrolled() if adjoint is None else adjoint
+        _check_model(model)
+        _check_instance("inner", inner, AbstractSolver, "mk.inner.SGD(0.4)")
+        _check_instance("adjoint", adjoint, AbstractAdjoint, "mk.inner.Unrolled()")
+        _check_option("reduction", reduction, ["mean", "sum/shot"])
+        _check_option("norm_policy", norm_policy, ["transductive", "inductive"])
+        selection.partition(model, select)  # for its errors
+        check_steps(inner, num_steps)
+        self.model = model
+        self.inner = inner
+        self.num_steps = num_steps
+        self.loss = loss
+        self.reduction = reduction
+        self.adjoint = adjoint
+        self.select = select
+        self.step_weights = None if step_weights is None else _weights(step_weights, num_steps)
+        self.norm_policy = norm_policy
+
+
+class Adapted(eqx.Module):
+    """A model adapted to one task, ready for `predict`.
+
+    - `model`: the model after the last inner step, its norm layers resolved to the step and the policy in force.
+    - `way`: how many classes the support set's labels counted from, `None` for regression.
+    """
+
+    model: Any
+    way: int | None = eqx.field(static=True)
+
+
+@typed
+def with_adjoint(learner: MAML, adjoint: AbstractAdjoint) -> MAML:
+    """The same learner, differentiated another way.
+
+    MAML++'s annealing from first to second order is two phases of training: the first with
+    `with_adjoint(learner, mk.inner.FirstOrder())`, the second with `with_adjoint(learner, mk.inner.Unrolled())`. No
+    array changes, so the optimiser's state carries over; each phase compiles once.
+
+    **Arguments:** `learner`; `adjoint`, any of `mk.inner`.
+
+    **Returns:** a new learner.
+
+    **Source:** Antoniou et al. 2019, "How to train your MAML", section 4, https://arxiv.org/abs/1810.09502.
+    """
+    return dataclasses.replace(learner, adjoint=adjoint)
+
+
+@typed
+def with_num_steps(learner: MAML, num_steps: int) -> MAML:
+    """The same learner with another number of inner steps, for evaluation at more steps than training took.
+
+    Multi-step weights belong to the old number and are dropped; only `meta_loss` used them.
+
+    **Arguments:** `learner`; `num_steps`, static, at least 0.
+
+    **Returns:** a new learner.
+
+    **Raises:** `ValueError` for a negative number, or more than the solver has rates for.
+    """
+    return dataclasses.replace(learner, num_steps=num_steps, step_weights=None)
+
+
+@typed
+def with_step_weights(learner: MAML, weights: Float[Array, " num_steps"]) -> MAML:
+    """The same learner with other multi-step weights, such as those of `multi_step_weights` at this training step.
+
+    Only an array changes, so nothing compiles again, and `weights` may be traced.
+
+    **Arguments:** `learner`; `weights`, `[num_steps]`.
+
+    **Returns:** a new learner.
+
+    **Raises:** `ValueError` when there is not one weight per inner step.
+    """
+    return dataclasses.replace(learner, step_weights=weights)
+
+
+def check_steps(inner: AbstractSolver, num_steps: int) -> None:
+    """Refuse a number of inner steps that cannot be taken, at construction rather than at the first step."""
+    if not isinstance(num_steps, int) or isinstance(num_steps, bool):
+        raise TypeError(
+            f"num_steps must be a Python int (it is static), got {type(num_steps).__name__} {num_steps!r}."
+        )
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be at least 0, got {num_steps}. 0 steps leave the model as it is.")
+
+
+def _check_model(model: Any) -> None:
+    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
+    if any(is_state(node) for node in jax.tree.leaves(model, is_leaf=is_state)):
+        raise ValueError(
+            f"the model {type(model).__name__} keeps Equinox state (eqx.nn.BatchNorm or another stateful layer), which "
+            "adapt cannot thread through and stay a pure function. Use mk.nn.BatchStatNorm, which normalises by the "
+            "batch at hand, or mk.nn.GroupNorm, which needs no batch."
+        )
+    if not callable(model):
+        raise TypeError(
+            f"model must be callable, model(x: [n, *in]) -> [n, *out], got {type(model).__name__}. If it came from "
+            "eqx.nn.make_with_state, use a model without state (mk.nn.BatchStatNorm in place of eqx.nn.BatchNorm)."
+        )
+
+
+def _check_instance(name: str, value: Any, kind: type, example: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{name} must be an mk.inner.{kind.__name__}, such as {example}; got {type(value).__name__}."
+        )
+
+
+def _check_option(name: str, value: str, options: list[str]) -> None:
+    if value not in options:
+        raise ValueError(f"{name}={value!r} is not known. {nearest(str(value), options)}")
+
+
+def _weights(weights: Hyperparameter | ArrayLike, num_steps: int) -> Hyperparameter:
+    hyperparameter = as_hyperparameter(weights)
+    if hyperparameter.value.shape != (num_steps,):
+        raise ValueError(
+            f"step_weights must hold one weight per inner step, shape [{num_steps}], got "
+            f"{list(hyperparameter.value.shape)}. mk.maml.multi_step_weights(step, {num_steps}, decay_steps) makes them."
+        )
+    if num_steps == 0:
+        raise ValueError("step_weights needs num_steps >= 1: with no inner step there is no loss to weigh.")
+    return hyperparameter

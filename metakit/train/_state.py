@@ -1,0 +1,126 @@
+"""What the next training step needs, and nothing else."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from .._hyperparameter import trainable as _trainable
+from .._typecheck import typed
+from .._types import PRNGKey
+
+
+class TrainState(eqx.Module):
+    """What the next training step needs.
+
+    **Arguments:** made by `init`.
+
+    - `learner`: the module that training improves.
+    - `opt_state`: the outer optimiser's state, over the trainable leaves only.
+    - `step`: how many steps have been taken, a scalar.
+    - `key`: the key of the whole run. It never changes: step $s$ uses `fold_in(key, s)`, so a resumed run is the same
+      run.
+    - `moves`: whether training moves each leaf of the learner, in flattening order; static.
+
+    >>> import jax, jax.numpy as jnp, optax, metakit as mk
+    >>> state = mk.train.init(jnp.ones(2), optax.sgd(0.1), key=jax.random.key(0))
+    >>> int(state.step), state.moves
+    (0, (True,))
+    """
+
+    learner: Any
+    opt_state: Any
+    step: Int[Array, ""]
+    key: PRNGKey
+    moves: tuple[bool, ...] = eqx.field(static=True)
+
+    @property
+    def mask(self) -> Any:
+        """`moves` as a tree of the learner's structure: a filter for `eqx.partition`."""
+        return jax.tree.unflatten(jax.tree.structure(self.learner), self.moves)
+
+
+def _own(leaf: Any) -> Any:
+    """A strongly typed copy. A copy, because `run_steps` donates its state: without one the user's learner, or an
+    optimiser state that holds the parameters themselves, would be deleted under their hands."""
+    if not eqx.is_array(leaf):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return jnp.copy(leaf)
+    return jnp.array(leaf, dtype=leaf.dtype, copy=True)
+
+
+@contextlib.contextmanager
+def others_promotion() -> Iterator[None]:
+    """JAX's ordinary promotion rules, for code that is not ours: optax mixes Python floats with integer counts
+    (`decay**count` in its bias correction), which fails where a user has asked for strict promotion."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def own(tree: Any) -> Any:
+    """A tree that shares no buffer with the one given, so that donating either leaves the other intact."""
+    return jax.tree.map(_own, tree)
+
+
+@typed
+def init(
+    learner: Any,
+    optimiser: optax.GradientTransformation,
+    *,
+    key: PRNGKey,
+    trainable: Callable[[Any], Any] = _trainable,
+) -> TrainState:
+    """The state before the first step.
+
+    **Arguments:**
+
+    - `learner`: any Equinox module or PyTree. It is copied, so it stays usable after training.
+    - `optimiser`: any optax transformation; its state covers the trainable leaves only.
+    - `key`: of the whole run: tasks and whatever randomness the algorithm needs.
+    - `trainable`: a function from the learner to a tree of booleans, `True` on the leaves to move; the default,
+      `mk.trainable`, is every floating-point array outside fixed hyperparameters. Leaves that are not moved stay
+      identical to the bit.
+
+    **Returns:** a `TrainState`.
+
+    **Raises:** `ValueError` when `trainable` gives another structure, marks what is not a floating-point array, or
+    marks nothing.
+
+    >>> import jax, jax.numpy as jnp, optax, metakit as mk
+    >>> learner = {"weight": jnp.ones(2), "rate": mk.fixed(0.4)}
+    >>> init(learner, optax.adam(1e-3), key=jax.random.key(0)).moves
+    (False, True)
+    """
+    mask = trainable(learner)
+    if jax.tree.structure(mask) != jax.tree.structure(learner):
+        raise ValueError(
+            "trainable(learner) must be a tree of booleans with the learner's structure, got "
+            f"{jax.tree.structure(mask)} for {jax.tree.structure(learner)}. Start from mk.trainable(learner) and change "
+            "leaves with eqx.tree_at."
+        )
+    moves = tuple(bool(moved) for moved in jax.tree.leaves(mask))
+    for (path, leaf), moved in zip(jax.tree.leaves_with_path(learner), moves, strict=True):
+        if moved and not eqx.is_inexact_array(leaf):
+            raise ValueError(
+                f"trainable(learner) marks learner{jax.tree_util.keystr(path)}, which is {_describe(leaf)} and has no "
+                "gradient; only floating-point arrays can be trained."
+            )
+    if not any(moves):
+        raise ValueError(
+            "trainable(learner) marks no leaf of the learner, so there is nothing to train. A learner without weights "
+            "needs at least one mk.learned(...) hyperparameter."
+        )
+    with others_promotion():
+        opt_state = optimiser.init(eqx.filter(learner, mask))
+    state = TrainState(learner, opt_state, jnp.zeros((), jnp.int32), key, moves)
+    return own(state)
+
+
+def _describe(leaf: Any) -> str:
+    return f"an array of {leaf.dtype}" if eqx.is_array(leaf) else f"a {type(leaf).__name__}"
