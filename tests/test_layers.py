@@ -1,4 +1,4 @@
-"""Imports go down the layers only, private things stay private, and files stay small: read from the source itself."""
+"""Imports go down the layers only, private things stay private, files stay small: read from the source."""
 
 import ast
 import pathlib
@@ -53,7 +53,9 @@ def imports_of(source, name, is_package):
             base = node.module or ""
             if node.level:
                 package = name.split(".") if is_package else name.split(".")[:-1]
-                base = ".".join(package[: len(package) - node.level + 1] + ([node.module] if node.module else []))
+                base = ".".join(
+                    package[: len(package) - node.level + 1] + ([node.module] if node.module else [])
+                )
             for alias in node.names:
                 yield Import(node.lineno, f"{base}.{alias.name}", node in inside)
 
@@ -78,7 +80,9 @@ def violations(source, name, is_package=False):
             continue
         if other != unit:
             mine, theirs = LAYER_OF[unit], LAYER_OF[other]
-            sibling_ok = mine == theirs and mine <= 1  # the two lowest layers are single files that build on each other
+            sibling_ok = (
+                mine == theirs and mine <= 1
+            )  # the two lowest layers are single files that build on each other
             if theirs > mine or (theirs == mine and not sibling_ok):
                 found.append(f"{name}:{line} (layer {mine}) imports {target} (layer {theirs})")
             if (unit, other) in FORBIDDEN:
@@ -149,7 +153,10 @@ def test_the_rules_catch(module, source, message):
         ("metakit.train._x", "from ..sharding import meta_gradient\nfrom .._tree import global_norm"),
         ("metakit.metrics", "from .losses import cross_entropy"),
         ("metakit.inner._x", "from ._solver import SGD"),
-        ("metakit.cli._x", "from ..train import fit\nfrom ..learners import maml\nfrom ..tasks import Sinusoid"),
+        (
+            "metakit.cli._x",
+            "from ..train import fit\nfrom ..learners import maml\nfrom ..tasks import Sinusoid",
+        ),
     ],
 )
 def test_the_rules_allow(module, source):

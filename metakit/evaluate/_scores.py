@@ -14,9 +14,9 @@ from .._typecheck import typed
 from .._types import PRNGKey
 from ..sharding import map_tasks, replicate
 
-# Tasks of more numbers than this (images) run one after another on a CPU, as in training: convolutions with per-task
-# weights are faster that way. Elsewhere, and for smaller tasks, as many at once as keep the inputs near 4M numbers,
-# up to 1024: past that a batch gains nothing and its activations leave the cache.
+# Tasks of more numbers than this (images) run one after another on a CPU, as in training: convolutions with
+# per-task weights are faster that way. Elsewhere, and for smaller tasks, as many at once as keep the inputs
+# near 4M numbers, up to 1024: past that a batch gains nothing and its activations leave the cache.
 _LARGE_TASK = 4096
 _NUMBERS_AT_ONCE = 1 << 22
 _MOST_TASKS_AT_ONCE = 1024
@@ -63,8 +63,9 @@ def scores_of(
 ) -> Any:
     """Whatever you want to know about each of many tasks, in one compiled call.
 
-    Task $i$ is drawn with a key folded from `key` and $i$ alone, so scores with the same `key` and `sampler` belong to
-    the same tasks (which makes paired comparisons possible), and neither chunks nor devices change them.
+    Task $i$ is drawn with a key folded from `key` and $i$ alone, so scores with the same `key` and `sampler`
+    belong to the same tasks (which makes paired comparisons possible), and neither chunks nor devices change
+    them.
 
     **Arguments:**
 
@@ -76,8 +77,8 @@ def scores_of(
     - `mesh`: devices to spread the tasks over; default none. Any number of tasks is welcome.
     - `chunk`: how many tasks of a device run at once: a number, `None` for all, or `"auto"` (the default).
 
-    **Returns:** the outputs of `function`, each array with a leading axis `[num_tasks]`. Nothing is dropped: a task
-    that diverged is there as NaN, and `student_t` counts it.
+    **Returns:** the outputs of `function`, each array with a leading axis `[num_tasks]`. Nothing is dropped:
+    a task that diverged is there as NaN, and `student_t` counts it.
 
     **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1.
 
@@ -87,7 +88,9 @@ def scores_of(
     (4,)
     """
     if num_tasks < 1:
-        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}; 600 to 10,000 test tasks are usual.")
+        raise ValueError(
+            f"num_tasks must be at least 1, got {num_tasks}; 600 to 10,000 test tasks are usual."
+        )
     if mesh is not None and not _traced(key):
         function, sampler = replicate(function, mesh), replicate(sampler, mesh)
         key = replicate(key, mesh)
@@ -98,7 +101,17 @@ def _traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def _score_task(algorithm: Any, metrics: Mapping[str, Any], learner: Any, task: Any, key: Any) -> dict[str, Any]:
+def require_algorithm(algorithm: Any) -> None:
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(
+            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module such as "
+            "mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
+        )
+
+
+def _score_task(
+    algorithm: Any, metrics: Mapping[str, Any], learner: Any, task: Any, key: Any
+) -> dict[str, Any]:
     adapt_key, predict_key = jax.random.split(key)
     adapted = algorithm.adapt(learner, task.support, adapt_key)
     outputs = algorithm.predict(adapted, task.query.x, predict_key)
@@ -130,8 +143,8 @@ def scores(
     **Returns:** for each metric one score per task, `[num_tasks]`. Pass them to `student_t`, `bootstrap` or
     `paired_difference`.
 
-    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1 or there is no metric; `TypeError` for something
-    that is no algorithm.
+    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1 or there is no metric; `TypeError` for
+    something that is no algorithm.
 
     >>> import jax, metakit as mk
     >>> tasks = mk.tasks.Episodes(mk.tasks.ImagePool.of(jax.numpy.zeros((5, 4, 1, 2, 2), "uint8")), way=5, shot=1, queries=2)
@@ -140,11 +153,7 @@ def scores(
     >>> scores(nearest, None, tasks, jax.random.key(0), num_tasks=3, metrics=accuracy)["accuracy"].shape
     (3,)
     """
-    if not isinstance(algorithm, Algorithm):
-        raise TypeError(
-            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module such as "
-            "mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
-        )
+    require_algorithm(algorithm)
     if not metrics:
         raise ValueError('metrics is empty; name at least one, such as {"accuracy": mk.metrics.accuracy}.')
     function = eqx.Partial(_score_task, algorithm, dict(metrics), learner)

@@ -28,9 +28,9 @@ class FullContext(eqx.Module):
     **Returns** (of a call with the support `[n, d]` and queries `[query, d]`): both in context, of the same
     shapes.
 
-    A query's embedding does not depend on the order in which its attention reads the support, but the support's
-    own embeddings do depend on their order in the set, through the bidirectional LSTM. The paper shuffles it:
-    sample episodes with `shuffle=True`.
+    A query's embedding does not depend on the order in which its attention reads the support, but the
+    support's own embeddings do depend on their order in the set, through the bidirectional LSTM. The paper
+    shuffles it: sample episodes with `shuffle=True`.
 
     **Raises:** `ValueError` for `size` or `num_steps` below 1, or where the embeddings have another size.
 

@@ -8,15 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from metakit import nn
-from metakit._errors import nearest
 
 NORM_POLICIES = ("joint", "transductive", "inductive")
-
-
-def require_option(argument: str, value: Any, options: tuple[str, ...]) -> None:
-    """A `ValueError` that names the argument and the closest option."""
-    if value not in options:
-        raise ValueError(f"{argument}={value!r} is not known. {nearest(str(value), options)}")
 
 
 class EmbeddedSupport(eqx.Module):

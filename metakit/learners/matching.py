@@ -13,14 +13,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from metakit import losses
 from metakit._episode import Episode, Examples
-from metakit._hyperparameter import Hyperparameter, as_hyperparameter
+from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 
 from . import _distances
 from ._context import FullContext as FullContext
-from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support, require_option
+from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support
 from ._labels import membership, require_labels
+from ._options import require_option, scalar
 
 _SIMILARITIES = ("cosine", "squared_euclidean")
 
@@ -60,7 +61,7 @@ class Matching(eqx.Module):
         Name the policy beside every accuracy you report. The joint policy embeds the support again for each
         `predict`; where there is no batch norm, `"transductive"` gives the same numbers and embeds it once.
 
-    **Raises:** `ValueError` for an unknown `similarity` or `norm_policy`.
+    **Raises:** `ValueError` for an unknown `similarity` or `norm_policy`, or a `scale` of several numbers.
 
     >>> import jax.numpy as jnp
     >>> support = Examples(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([1.0, 3.0]))
@@ -97,7 +98,7 @@ class Matching(eqx.Module):
         self.embed = embed
         self.embed_query = embed_query
         self.context = context
-        self.scale = as_hyperparameter(scale)
+        self.scale = scalar("scale", scale)
         self.loss = loss
         self.similarity = similarity  # pyright: ignore[reportAttributeAccessIssue]
         self.norm_policy = norm_policy  # pyright: ignore[reportAttributeAccessIssue]

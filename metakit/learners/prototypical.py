@@ -13,13 +13,14 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from metakit import losses
 from metakit._episode import Episode, Examples
-from metakit._hyperparameter import Hyperparameter, as_hyperparameter
+from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 
 from . import _distances
-from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support, require_option
+from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support
 from ._labels import membership, require_labels
+from ._options import require_option, scalar
 
 _DISTANCES = ("squared_euclidean", "cosine")
 
@@ -52,7 +53,7 @@ class Prototypical(eqx.Module):
         joint policy embeds the support again for each `predict`; where `embed` has no batch norm,
         `"transductive"` gives the same numbers and embeds it once.
 
-    **Raises:** `ValueError` for an unknown `distance` or `norm_policy`.
+    **Raises:** `ValueError` for an unknown `distance` or `norm_policy`, or a `scale` that is not one number.
 
     >>> import jax.numpy as jnp
     >>> support = Examples(jnp.array([[0.0], [2.0], [9.0]]), jnp.array([0, 0, 1]), way=2)
@@ -84,7 +85,7 @@ class Prototypical(eqx.Module):
         require_option("distance", distance, _DISTANCES)
         require_option("norm_policy", norm_policy, NORM_POLICIES)
         self.embed = embed
-        self.scale = as_hyperparameter(scale)
+        self.scale = scalar("scale", scale)
         self.loss = loss
         self.distance = distance  # pyright: ignore[reportAttributeAccessIssue]
         self.norm_policy = norm_policy  # pyright: ignore[reportAttributeAccessIssue]

@@ -38,9 +38,9 @@ class LSTMCell(eqx.Module):
     https://proceedings.mlr.press/v37/jozefowicz15.html
 
     >>> import jax, jax.numpy as jnp
-    >>> output, cell = LSTMCell(3, 2, key=jax.random.key(0))(jnp.ones((4, 3)), jnp.ones((4, 2)), jnp.ones((4,
-    2)))
-    >>> output.shape, cell.shape
+    >>> cell = LSTMCell(3, 2, key=jax.random.key(0))
+    >>> output, memory = cell(jnp.ones((4, 3)), jnp.ones((4, 2)), jnp.ones((4, 2)))
+    >>> output.shape, memory.shape
     ((4, 2), (4, 2))
     """
 

@@ -21,7 +21,9 @@ def choose_chunk(chunk: Chunk, count: int, batched: Any, platform: str) -> int:
     if chunk == "auto":
         return 1 if platform == "cpu" and _numbers_in_one_task(batched) > _LARGE_TASK else count
     if isinstance(chunk, bool) or chunk < 1:
-        raise ValueError(f'chunk must be a positive number of tasks, "auto", or None for all at once; got {chunk!r}.')
+        raise ValueError(
+            f'chunk must be a positive number of tasks, "auto", or None for all at once; got {chunk!r}.'
+        )
     return min(chunk, count)
 
 
@@ -29,11 +31,15 @@ def _numbers_in_one_task(batched: Any) -> int:
     return sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(batched) if eqx.is_array(leaf))
 
 
-def fold_chunks(function: Callable[[Any], tuple[Any, Any]], like: Any, batched: Any, chunk: int) -> tuple[Any, Any]:
-    """Sum the first output of `function(some tasks)`, a tree like `like`, over chunks, and concatenate the second.
+def fold_chunks(
+    function: Callable[[Any], tuple[Any, Any]], like: Any, batched: Any, chunk: int
+) -> tuple[Any, Any]:
+    """Sum the first output of `function(some tasks)`, a tree like `like`, over chunks, and concatenate the
+    second.
 
-    `batched` holds arrays only. Where `chunk` does not divide the number of tasks, the rest is a smaller chunk of its
-    own: padding would run tasks that do not exist, and their NaN could reach the sum through 0 * NaN.
+    `batched` holds arrays only. Where `chunk` does not divide the number of tasks, the rest is a smaller
+    chunk of its own: padding would run tasks that do not exist, and their NaN could reach the sum through 0 *
+    NaN.
     """
     count = num_tasks(batched)
     whole = count // chunk
@@ -59,8 +65,8 @@ def fold_chunks(function: Callable[[Any], tuple[Any, Any]], like: Any, batched: 
 def each_task(function: Callable[..., Any], batched: Any, count: int) -> Any:
     """`function(*one)` for each of `count` tasks, vectorised.
 
-    A single task is not mapped at all: under `vmap` its convolutions would carry a task axis of one and take the
-    slower path.
+    A single task is not mapped at all: under `vmap` its convolutions would carry a task axis of one and take
+    the slower path.
     """
     if count == 1:
         one = function(*jax.tree.map(lambda leaf: leaf[0], batched))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from .._typecheck import typed
+from metakit._typecheck import typed
+
 from ._chunks import Chunk, choose_chunk
 from ._gradient import MetaGradient, mean_over_tasks, sum_over_tasks, take_apart
 from ._mesh import require_divisible, tasks_spec
@@ -26,8 +27,8 @@ def meta_gradient_pmap(
 ) -> MetaGradient:
     """`meta_gradient` through `jax.pmap`: the same numbers, as a check.
 
-    Not for scale: `pmap` is in maintenance mode (JAX has rebuilt it on `jit` and `shard_map`), compiles on its own
-    instead of inside your `jit`, and copies the tasks to the devices in every call.
+    Not for scale: `pmap` is in maintenance mode (JAX has rebuilt it on `jit` and `shard_map`), compiles on
+    its own instead of inside your `jit`, and copies the tasks to the devices in every call.
 
     **Arguments, returns and raises:** as `meta_gradient`, with `mesh` required; call it outside `jit`.
 
@@ -48,7 +49,9 @@ def meta_gradient_pmap(
         total, losses = sum_over_tasks(problem, moving, still, batched, size)
         return jax.lax.psum((total, jnp.sum(losses)), "task"), losses
 
-    split = jax.tree.map(lambda leaf: leaf.reshape(len(devices), local_count, *leaf.shape[1:]), problem.batched)
+    split = jax.tree.map(
+        lambda leaf: leaf.reshape(len(devices), local_count, *leaf.shape[1:]), problem.batched
+    )
     reduced, losses = local(problem.moving, problem.still, split)
     total, loss = jax.tree.map(lambda leaf: leaf[0], reduced)  # every device holds the same sum
     return mean_over_tasks(total, loss, losses.reshape(problem.count), problem.count)
@@ -67,11 +70,11 @@ def meta_gradient_named(
 ) -> MetaGradient:
     """`meta_gradient` through `jit` and `NamedSharding`: the same numbers, as a check.
 
-    Not for scale: XLA's partitioner splits the program by its own rules, and gathers all tasks on every device
-    wherever a scan runs over them or a grouped convolution mixes them (openxla/xla#47945).
+    Not for scale: XLA's partitioner splits the program by its own rules, and gathers all tasks on every
+    device wherever a scan runs over them or a grouped convolution mixes them (openxla/xla#47945).
 
-    **Arguments, returns and raises:** as `meta_gradient`, with `mesh` required, and `chunk=None` (all tasks at once)
-    the default: a scan over tasks is what makes the partitioner gather them.
+    **Arguments, returns and raises:** as `meta_gradient`, with `mesh` required, and `chunk=None` (all tasks
+    at once) the default: a scan over tasks is what makes the partitioner gather them.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> algorithm = mk.MetaLearner(adapt=None, predict=None, meta_loss=lambda w, task, key=None: w * task)

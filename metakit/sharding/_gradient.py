@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from .._algorithm import Algorithm
-from .._typecheck import typed
-from .._types import Scalar
+from metakit._algorithm import Algorithm
+from metakit._typecheck import typed
+from metakit._types import Scalar
+
 from ._chunks import Chunk, choose_chunk, each_task, fold_chunks
 from ._mesh import enter, num_tasks, require_divisible, tasks_spec
 
@@ -49,15 +50,15 @@ class Problem(NamedTuple):
 def take_apart(algorithm: Any, learner: Any, tasks: Any, keys: Any, trainable: Any) -> Problem:
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
-            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module such as "
-            "mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
+            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module "
+            "such as mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
         )
     inexact = jax.tree.map(eqx.is_inexact_array, learner)
     mask = inexact if trainable is None or trainable is True else trainable
     if jax.tree.structure(mask) != jax.tree.structure(learner):
         raise ValueError(
-            "trainable must be a tree of booleans with the learner's structure, as mk.trainable(learner) makes; got "
-            f"{jax.tree.structure(mask)} for {jax.tree.structure(learner)}."
+            "trainable must be a tree of booleans with the learner's structure, as mk.trainable(learner) "
+            f"makes; got {jax.tree.structure(mask)} for {jax.tree.structure(learner)}."
         )
     mask = jax.tree.map(lambda wanted, possible: bool(wanted) and possible, mask, inexact)
     moving, rest = eqx.partition(learner, mask)
@@ -78,8 +79,8 @@ def sum_over_tasks(problem: Problem, moving: Any, still: Any, batched: Any, chun
                 task, key = eqx.combine(arrays, problem.task_static)
                 return problem.algorithm.meta_loss(learner, task, key)
 
-            # One gradient of the sum, not a sum of gradients: the weights' gradient is then contracted over the tasks
-            # inside each matrix product and never exists once for every task.
+            # One gradient of the sum, not a sum of gradients: the weights' gradient is then contracted over
+            # the tasks inside each matrix product and never exists once for every task.
             losses = each_task(one, some, num_tasks(some))
             return jnp.sum(losses), losses
 
@@ -104,28 +105,31 @@ def meta_gradient(
 
     $$L(\theta) = \frac{1}{T}\sum_{t=1}^{T} \ell(\theta, \mathcal{T}_t, k_t), \qquad g = \nabla_\theta L$$
 
-    With a mesh, each device takes its share of the tasks, sums their gradients, and one all-reduce makes the mean;
-    nothing else crosses between devices. On a device, tasks run in chunks whose gradients are accumulated, so memory
-    is that of one chunk. Call it inside `eqx.filter_jit`, as you would `jax.grad`.
+    With a mesh, each device takes its share of the tasks, sums their gradients, and one all-reduce makes the
+    mean; nothing else crosses between devices. On a device, tasks run in chunks whose gradients are
+    accumulated, so memory is that of one chunk. Call it inside `eqx.filter_jit`, as you would `jax.grad`.
 
     **Arguments:**
 
     - `algorithm`: a module or `MetaLearner` with `adapt`, `predict` and `meta_loss`.
     - `learner`: its learner.
     - `tasks`: a batch of tasks: every array leads with the task axis, `[tasks, ...]`.
-    - `keys`: one key per task, `[tasks]`, as `mk.random.task_keys` makes them; `None` (the default) for algorithms
-      that need none.
-    - `trainable`: which leaves to differentiate, a tree of booleans such as `mk.trainable(learner)`; `None` (the
-      default) is every floating-point array. Leaves left out cost no memory, which matters for `FirstOrder`.
+    - `keys`: one key per task, `[tasks]`, as `mk.random.task_keys` makes them; `None` (the default) for
+      algorithms that need none.
+    - `trainable`: which leaves to differentiate, a tree of booleans such as `mk.trainable(learner)`; `None`
+      (the default) is every floating-point array. Leaves left out cost no memory, which matters for
+      `FirstOrder`.
     - `mesh`: devices to spread the tasks over, from `task_mesh`; `None` (the default) is no spreading.
-    - `chunk`: how many tasks of a device run at once: a number, which need not divide the number of tasks, `None` for
-      all, or `"auto"` (the default): on a CPU, tasks of more than 4096 numbers (images) one after another and smaller
-      ones all at once; elsewhere all at once.
+    - `chunk`: how many tasks of a device run at once: a number, which need not divide the number of tasks,
+      `None` for all, or `"auto"` (the default): on a CPU, tasks of more than 4096 numbers (images) one after
+      another and smaller ones all at once; elsewhere all at once.
 
-    **Returns:** a `MetaGradient`. Its `losses` stay spread over the mesh; its `loss` and `gradient` are on every device.
+    **Returns:** a `MetaGradient`. Its `losses` stay spread over the mesh; its `loss` and `gradient` are on
+    every device.
 
-    **Raises:** `ValueError` when tasks and keys disagree about the number of tasks, when the mesh does not divide it,
-    when `trainable` does not fit the learner, or for a chunk below 1; `TypeError` for something that is no algorithm.
+    **Raises:** `ValueError` when tasks and keys disagree about the number of tasks, when the mesh does not
+    divide it, when `trainable` does not fit the learner, or for a chunk below 1; `TypeError` for something
+    that is no algorithm.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> algorithm = mk.MetaLearner(adapt=None, predict=None, meta_loss=lambda w, task, key=None: w * task)
@@ -144,9 +148,9 @@ def meta_gradient(
     size = choose_chunk(chunk, problem.count // mesh.size, problem.batched, mesh.devices.flat[0].platform)
     everywhere, spread = PartitionSpec(), tasks_spec(mesh)
 
-    # check_vma=False is what makes this right. With True, its default, a gradient taken inside with respect to
-    # replicated arrays is summed over the devices, silently: inner gradients would mix the tasks of all devices, and
-    # the outer one would be too large by their number. tests/sharding/test_traps.py holds both.
+    # check_vma=False is what makes this right. With True, its default, a gradient taken inside with respect
+    # to replicated arrays is summed over the devices, silently: inner gradients would mix the tasks of all
+    # devices, and the outer one would be too large by their number. tests/sharding/test_traps.py holds both.
     @partial(
         jax.shard_map,
         mesh=mesh,

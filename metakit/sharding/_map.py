@@ -8,13 +8,16 @@ import equinox as eqx
 import jax
 from jax.sharding import Mesh
 
-from .._typecheck import typed
+from metakit._typecheck import typed
+
 from ._chunks import Chunk, choose_chunk, each_task, fold_chunks
 from ._mesh import enter, num_tasks, require_divisible, tasks_spec
 
 
 @typed
-def map_tasks(function: Callable[..., Any], *batched: Any, mesh: Mesh | None = None, chunk: Chunk = "auto") -> Any:
+def map_tasks(
+    function: Callable[..., Any], *batched: Any, mesh: Mesh | None = None, chunk: Chunk = "auto"
+) -> Any:
     """Apply a function of one task to many, in chunks, on one device or many.
 
     Like `jax.vmap`, but memory is that of one chunk, and nothing crosses between devices.
@@ -28,8 +31,8 @@ def map_tasks(function: Callable[..., Any], *batched: Any, mesh: Mesh | None = N
 
     **Returns:** the outputs with a leading task axis on every array; spread over the mesh if there is one.
 
-    **Raises:** `ValueError` when the arguments disagree about the number of tasks, when the mesh does not divide it, or
-    for a chunk below 1.
+    **Raises:** `ValueError` when the arguments disagree about the number of tasks, when the mesh does not
+    divide it, or for a chunk below 1.
 
     >>> import jax.numpy as jnp
     >>> map_tasks(lambda x, y: x.sum() * y, jnp.ones((3, 2)), jnp.arange(3.0), chunk=2).tolist()

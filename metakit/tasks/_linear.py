@@ -71,8 +71,9 @@ class LinearRegression(eqx.Module):
             raise ValueError("std and covariance describe the same thing; give one of them, got both.")
         if covariance is None:
             std = (1.0, 1.0) if std is None else std
-            std = as_numbers(std, "std", (2,), lambda s: (s >= 0).all(), "two standard deviations, at least
-            0") covariance = jnp.diag(std * std)
+            expected = "two standard deviations, at least 0"
+            std = as_numbers(std, "std", (2,), lambda s: (s >= 0).all(), expected)
+            covariance = jnp.diag(std * std)
         self.shot = shot
         self.queries = queries
         self.mean = as_numbers(mean, "mean", (2,), np.size, "two finite numbers")
@@ -167,7 +168,7 @@ def linear_bayes_excess(tasks: LinearRegression, support: Examples, *, half: boo
     >>> import jax, metakit as mk
     >>> tasks = mk.tasks.LinearRegression()
     >>> support = tasks(jax.random.key(0)).support
-    >>> bool(mk.tasks.linear_bayes_excess(tasks, support) < 1e-6)  # five points without noise determine a line
+    >>> bool(mk.tasks.linear_bayes_excess(tasks, support) < 1e-6)  # points without noise determine a line
     True
     """
     features = _features(support)
@@ -224,8 +225,9 @@ def linear_one_step_excess(tasks: LinearRegression, rate: Any = None, *, half: b
     >>> f"{mk.tasks.linear_one_step_excess(mk.tasks.LinearRegression(shot=5), half=True):.6f}"
     '0.121291'
     """
-    rate = linear_one_step_rate(tasks, half=half) if rate is None else as_numbers(rate, "rate", (), np.size,
-    "one finite number") slope, curvature = _one_step_terms(tasks)
+    rate = linear_one_step_rate(tasks, half=half) if rate is None else rate
+    rate = as_numbers(rate, "rate", (), np.size, "one finite number")
+    slope, curvature = _one_step_terms(tasks)
     # In the formula the step is the gradient of half the square.
     alpha = 2 * _scale(half) * rate
     before = jnp.trace(_second_moment(tasks) @ tasks.covariance)
@@ -256,7 +258,8 @@ def _one_step_terms(tasks: LinearRegression) -> tuple[Scalar, Scalar]:
 def _features(support: Examples) -> Float[Array, "n 2"]:
     if support.x.ndim != 2 or support.x.shape[1] != 1:
         raise ValueError(
-            f"support.x must be [n, 1], got {list(support.x.shape)}. Use eqx.filter_vmap over a batch of tasks."
+            f"support.x must be [n, 1], got {list(support.x.shape)}. "
+            "Use eqx.filter_vmap over a batch of tasks."
         )
     return jnp.concatenate([support.x, jnp.ones_like(support.x)], axis=1)
 

@@ -19,8 +19,9 @@ def as_numbers(
     Values that JAX is tracing are taken on trust, so that a distribution can be built inside a
     transformation.
     """
-    array = jnp.asarray(value, jnp.result_type(float)) if isinstance(value, list | tuple) else
-    as_float_array(value) if array.shape != shape:
+    several = isinstance(value, list | tuple)
+    array = jnp.asarray(value, jnp.result_type(float)) if several else as_float_array(value)
+    if array.shape != shape:
         raise ValueError(f"{name} must be {expected}, got {value!r} of shape {list(array.shape)}.")
     if not isinstance(array, jax.core.Tracer):
         concrete = np.asarray(array)
@@ -48,7 +49,7 @@ def uniform(key: Any, ends: Float[Array, "2"], shape: tuple[int, ...]) -> Float[
     return ends[0] + (ends[1] - ends[0]) * unit
 
 
-def moments(ends: Float[Array, "2"], highest: int) -> list[Float[Array, ""]]:
+def moments(ends: Float[Array, "2"], highest: int) -> list[Array]:
     r"""$E[u^k]$ for $k = 0, \dots,$ `highest` and $u$ uniform in the range.
 
     $(h^{k+1} - l^{k+1}) / ((k + 1)(h - l)) = \sum_i h^i l^{k-i} / (k + 1)$, which has no division by zero
@@ -58,4 +59,5 @@ def moments(ends: Float[Array, "2"], highest: int) -> list[Float[Array, ""]]:
     powers = [(jnp.ones_like(low), jnp.ones_like(high))]
     for _ in range(highest):
         powers.append((powers[-1][0] * low, powers[-1][1] * high))
-    return [sum(powers[i][1] * powers[k - i][0] for i in range(k + 1)) / (k + 1) for k in range(highest + 1)]
+    terms = [[powers[i][1] * powers[k - i][0] for i in range(k + 1)] for k in range(highest + 1)]
+    return [jnp.stack(term).mean() for term in terms]

@@ -125,7 +125,9 @@ def sinusoid_nonadaptive(tasks: Sinusoid, x: Float[Array, "n 1"]) -> Float[Array
 
 @typed
 def sinusoid_nonadaptive_mse(tasks: Sinusoid) -> Scalar:
-    r"""The mean squared error of `sinusoid_nonadaptive`, exactly: no learner that ignores the support set does better.
+    r"""The mean squared error of `sinusoid_nonadaptive`, exactly.
+
+    No learner that ignores the support set does better.
 
     $$E[y^2] - E[f^*(x)^2]$$
 

@@ -36,21 +36,22 @@ class Best(NamedTuple):
 class Checkpoints:
     """A folder of checkpoints of one run, from which it continues bit for bit.
 
-    A checkpoint holds the arrays of the training state and of the best learner; what is not an array (functions,
-    sizes) comes from the template that you restore into, so no code is ever loaded from a file. The folder records the
-    configuration it was started with, and resuming with another one is refused. A checkpoint appears under its name
-    only once it is complete: whatever interrupts a save, the ones before stay usable.
+    A checkpoint holds the arrays of the training state and of the best learner; what is not an array
+    (functions, sizes) comes from the template that you restore into, so no code is ever loaded from a file.
+    The folder records the configuration it was started with, and resuming with another one is refused. A
+    checkpoint appears under its name only once it is complete: whatever interrupts a save, the ones before
+    stay usable.
 
     **Arguments:**
 
     - `folder`: made if it does not exist.
-    - `config`: the configuration of the run, of JSON values (numbers, strings, lists, mappings). `None` (the default)
-      opens a folder that exists and takes the configuration recorded there.
+    - `config`: the configuration of the run, of JSON values (numbers, strings, lists, mappings). `None` (the
+      default) opens a folder that exists and takes the configuration recorded there.
     - `max_to_keep`: how many of the newest checkpoints stay; default 2.
 
     **Raises:** `CheckpointError` for a folder that holds something else, or nothing where `config` is `None`;
-    `ConfigChangedError` naming each field that differs; `CheckpointVersionError` for another format; `TypeError` for a
-    configuration that JSON cannot hold.
+    `ConfigChangedError` naming each field that differs; `CheckpointVersionError` for another format;
+    `TypeError` for a configuration that JSON cannot hold.
 
     >>> import jax, jax.numpy as jnp, optax, tempfile, metakit as mk
     >>> state = mk.train.init(jnp.ones(2), optax.sgd(0.1), key=jax.random.key(0))
@@ -113,7 +114,8 @@ class Checkpoints:
 
         **Arguments:**
 
-        - `template`: a state of the same structure, as `init` makes it. Its arrays give shapes, dtypes and devices.
+        - `template`: a state of the same structure, as `init` makes it. Its arrays give shapes, dtypes and
+          devices.
         - `step`: which checkpoint; `None` (the default) is the newest.
 
         **Raises:** `CheckpointError` when there is none, or when it does not fit the template.
@@ -197,9 +199,9 @@ def _raw(leaf: Any) -> Any:
 
 def _numbered(tree: Any) -> dict[str, Any]:
     """The arrays of a tree by position. Positions, because a path may hold characters that a file name cannot; and
-    without the empty ones, which orbax refuses to write and whose shape, in the template, says all about them."""
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
-    return {f"{i:05d}": leaf for i, leaf in enumerate(arrays) if leaf.size > 0}
+    without the empty ones, which orbax refuses to write and whose shape, in the template, says all about
+    them.""" arrays = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)] return {f"{i:05d}": leaf
+    for i, leaf in enumerate(arrays) if leaf.size > 0}
 
 
 def _to_arrays(tree: Any) -> dict[str, Any]:
@@ -222,8 +224,8 @@ def _from_arrays(arrays: dict[str, Any], template: Any) -> Any:
         saved = arrays.get(f"{position:05d}")
         position += 1
         if saved is not None:
-            leaves[i] = jax.random.wrap_key_data(saved, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else saved
-    return jax.tree.unflatten(structure, leaves)
+            leaves[i] = jax.random.wrap_key_data(saved, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else
+            saved return jax.tree.unflatten(structure, leaves)
 
 
 def _describe(tree: Any) -> list[list[Any]]:

@@ -12,8 +12,8 @@ class NonFiniteLossError(FloatingPointError):
     - `loss`, `gradient_norm`: what that step computed.
     - `state`: the training state *before* that step: the last good one.
 
-    The step that failed was not applied, and neither was any after it, so `error.state` can be evaluated, saved, or
-    trained on with a lower rate.
+    The step that failed was not applied, and neither was any after it, so `error.state` can be evaluated,
+    saved, or trained on with a lower rate.
     """
 
     def __init__(self, step: int, loss: float, gradient_norm: float, state: Any):
@@ -72,7 +72,11 @@ class CheckpointVersionError(CheckpointError):
         newer = isinstance(found, int) and found > expected
         super().__init__(
             f"The checkpoints in {folder} have format version {found!r}; this metakit reads version {expected}. "
-            + ("Upgrade metakit, or start a new run in another folder." if newer else "Start a new run in another folder.")
+            + (
+                "Upgrade metakit, or start a new run in another folder."
+                if newer
+                else "Start a new run in another folder."
+            )
         )
 
 

@@ -66,21 +66,23 @@ def fit(
 ) -> FitResult:
     """Meta-train until the state has taken `num_steps` steps.
 
-    Everything that can be asked of a run is an event (see `on_event`), so `fit` prints nothing. With `checkpoints`, a
-    run that is started again continues from the newest one, bit for bit.
+    Everything that can be asked of a run is an event (see `on_event`), so `fit` prints nothing. With
+    `checkpoints`, a run that is started again continues from the newest one, bit for bit.
 
     **Arguments:**
 
     - `algorithm`, `optimiser`, `sampler`, `meta_batch`, `mesh`, `chunk`, `anneal`: as in `run_steps`.
     - `state`: from `init` or an earlier result. Its memory is donated: afterwards use the result's.
     - `num_steps`: steps in all, counting those that `state` (or the checkpoint) has already taken.
-    - `steps_per_dispatch`: steps in one compiled call; it must divide `num_steps`, `validate_every` and `save_every`.
-      `None` (the default) takes the largest number up to 50 that does. Ctrl-C and progress wait for a dispatch to end.
-    - `validate`: `validate(learner)`, called on the host every `validate_every` steps and after the last. It returns a
-      number, something with a `mean` (an `Interval` of `mk.evaluate`), or a mapping of names to either.
+    - `steps_per_dispatch`: steps in one compiled call; it must divide `num_steps`, `validate_every` and
+      `save_every`. `None` (the default) takes the largest number up to 50 that does. Ctrl-C and progress wait
+      for a dispatch to end.
+    - `validate`: `validate(learner)`, called on the host every `validate_every` steps and after the last. It
+      returns a number, something with a `mean` (an `Interval` of `mk.evaluate`), or a mapping of names to
+      either.
     - `validate_every`: steps between validations; `None` (the default) validates after the last step only.
-    - `best`: whether the `"highest"` (accuracy) or the `"lowest"` (an error) validation score is best. No default,
-      because the wrong one silently keeps the worst learner.
+    - `best`: whether the `"highest"` (accuracy) or the `"lowest"` (an error) validation score is best. No
+      default, because the wrong one silently keeps the worst learner.
     - `best_by`: where `validate` returns a mapping, the name that decides; may be left out if it holds one.
     - `checkpoints`: where to save, after each validation and at the end; default nowhere.
     - `save_every`: steps between further saves; default none.
@@ -90,9 +92,9 @@ def fit(
     **Returns:** a `FitResult`. After Ctrl-C the current dispatch is finished and saved, and the result says
     `interrupted=True`; a second Ctrl-C raises `KeyboardInterrupt` at once.
 
-    **Raises:** `NonFiniteLossError`, which carries the last good state, when a step is not finite; `ValueError` for
-    counts that are below 1 or do not divide, or a validation without `best`; `CheckpointError` when a checkpoint does
-    not fit `state`; `DiskFullError` when there is no room for one.
+    **Raises:** `NonFiniteLossError`, which carries the last good state, when a step is not finite;
+    `ValueError` for counts that are below 1 or do not divide, or a validation without `best`;
+    `CheckpointError` when a checkpoint does not fit `state`; `DiskFullError` when there is no room for one.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> pull = mk.MetaLearner(None, None, lambda w, task, key=None: 0.5 * (w - task) ** 2)
@@ -127,7 +129,9 @@ def fit(
         emit(Resumed(int(state.step)))
     taken = int(state.step)
     if taken > num_steps:
-        raise ValueError(f"num_steps={num_steps} steps in all were asked for, but the state has taken {taken}.")
+        raise ValueError(
+            f"num_steps={num_steps} steps in all were asked for, but the state has taken {taken}."
+        )
 
     def save() -> None:
         if checkpoints is not None and checkpoints.latest_step != taken:
@@ -137,21 +141,28 @@ def fit(
     clock = _Clock(taken, num_steps)
     with DeferredInterrupt() as interrupt:
         while taken < num_steps:
-            steps = min(size - taken % size, num_steps - taken)  # back onto the grid after a step of the user's own
+            steps = min(
+                size - taken % size, num_steps - taken
+            )  # back onto the grid after a step of the user's own
             state, diagnostics = run_steps(
                 algorithm, optimiser, state, sampler, num_steps=steps, meta_batch=meta_batch, mesh=mesh, chunk=chunk,
                 anneal=anneal,
             )  # fmt: skip
             taken += steps
-            loss, norm = (float(np.mean(np.asarray(x))) for x in (diagnostics.loss, diagnostics.gradient_norm))
+            loss, norm = (
+                float(np.mean(np.asarray(x))) for x in (diagnostics.loss, diagnostics.gradient_norm)
+            )
             emit(Progress(taken, loss, norm, *clock.tick(taken)))
-            if validate is not None and (taken == num_steps or (validate_every and taken % validate_every == 0)):
+            if validate is not None and (
+                taken == num_steps or (validate_every and taken % validate_every == 0)
+            ):
                 result = validate(state.learner)
                 score = _score(result, best_by)
-                # A comparison with NaN is false, so a learner that cannot be scored never becomes the best.
-                is_best = math.isfinite(score) if kept is None else _better(score, kept.score, best)
+                is_best = _is_better(score, kept, best)
                 if is_best:
-                    kept = Best(own(state.learner), score, taken)  # a copy: the next dispatch donates this one
+                    kept = Best(
+                        own(state.learner), score, taken
+                    )  # a copy: the next dispatch donates this one
                 emit(Validated(taken, result, score, is_best))
                 save()
                 clock.skip()
@@ -182,24 +193,32 @@ def _dispatch_size(num_steps: int, steps_per_dispatch: int | None, **periods: in
     return steps_per_dispatch
 
 
-def _better(score: float, than: float, best: str | None) -> bool:
-    return score > than if best == "highest" else score < than
+def _is_better(score: float, kept: Best | None, best: str | None) -> bool:
+    if kept is None or not math.isfinite(score):
+        return math.isfinite(score)  # a learner that cannot be scored is never the best
+    return score > kept.score if best == "highest" else score < kept.score
 
 
 def _score(result: Any, best_by: str | None) -> float:
     """The number that decides: of a number, of something with a mean, or of one entry of a mapping."""
     if isinstance(result, Mapping):
         if best_by is None and len(result) != 1:
-            raise ValueError(f"validate returned {list(result)}; say which one decides: best_by={next(iter(result), '')!r}.")
+            raise ValueError(
+                f"validate returned {list(result)}; say which one decides: best_by={next(iter(result), '')!r}."
+            )
         name = next(iter(result)) if best_by is None else best_by
         if name not in result:
-            raise ValueError(f"best_by={name!r} is not in what validate returned. {nearest(name, map(str, result))}")
+            raise ValueError(
+                f"best_by={name!r} is not in what validate returned. {nearest(name, map(str, result))}"
+            )
         result = result[name]
     elif best_by is not None:
-        raise ValueError(f"best_by={best_by!r} needs validate to return a mapping, got {type(result).__name__}.")
-    result = getattr(result, "mean", result)
+        raise ValueError(
+            f"best_by={best_by!r} needs validate to return a mapping, got {type(result).__name__}."
+        )
+    mean = getattr(result, "mean", None)
     try:
-        return float(result)
+        return float(result if mean is None or callable(mean) else mean)  # an array's mean is a method
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"validate must return a number, something with a mean, or a mapping of names to either, got {result!r}."

@@ -23,8 +23,8 @@ def adam(
     $$\eta_s = \eta \;\text{(constant)}, \qquad \eta_s = \tfrac{\eta}{2}\big(1 + \cos \tfrac{\pi s}{S}\big)
       \;\text{(cosine)}, \qquad \eta_s = \eta\, 2^{-\lfloor s / m \rfloor} \;\text{(halving)}$$
 
-    Any other optax transformation works as well; this one only saves typing. The same arguments give the same object,
-    so making it again does not compile again.
+    Any other optax transformation works as well; this one only saves typing. The same arguments give the same
+    object, so making it again does not compile again.
 
     **Arguments:**
 
@@ -33,17 +33,17 @@ def adam(
     - `num_steps`: $S$, at which a cosine schedule reaches 0; for `"cosine"` only.
     - `every`: $m$, after how many steps each a halving schedule halves; for `"halving"` only.
     - `clip_norm`: scale the gradient down to this Euclidean norm; `None` (the default) does not.
-    - `clip_value`: clip each number of the gradient to plus or minus this; `None` (the default) does not. MAML++ clips
-      to 10 in its mini-ImageNet runs. With both, values are clipped first.
+    - `clip_value`: clip each number of the gradient to plus or minus this; `None` (the default) does not.
+      MAML++ clips to 10 in its mini-ImageNet runs. With both, values are clipped first.
 
     **Returns:** an `optax.GradientTransformation`.
 
-    **Raises:** `ValueError` for a rate or clip that is not positive, an unknown schedule, or a schedule without its own
-    argument (or with another's).
+    **Raises:** `ValueError` for a rate or clip that is not positive, an unknown schedule, or a schedule
+    without its own argument (or with another's).
 
-    **Source:** Kingma and Ba 2015, *Adam*, https://arxiv.org/abs/1412.6980; cosine annealing as in Antoniou et al. 2019,
-    *How to train your MAML*, https://arxiv.org/abs/1810.09502; halving every 2000 episodes as in Snell et al. 2017,
-    *Prototypical Networks*, https://arxiv.org/abs/1703.05175
+    **Source:** Kingma and Ba 2015, *Adam*, https://arxiv.org/abs/1412.6980; cosine annealing as in Antoniou
+    et al. 2019, *How to train your MAML*, https://arxiv.org/abs/1810.09502; halving every 2000 episodes as in
+    Snell et al. 2017, *Prototypical Networks*, https://arxiv.org/abs/1703.05175
 
     >>> import jax.numpy as jnp
     >>> optimiser = adam(1e-3, schedule="halving", every=2000, clip_norm=10.0)
@@ -59,9 +59,13 @@ def adam(
         raise ValueError(f"schedule={schedule!r} is not known. {nearest(schedule, needs)}")
     for name, value in (("num_steps", num_steps), ("every", every)):
         if needs[schedule] == name and (value is None or value < 1):
-            raise ValueError(f"schedule={schedule!r} needs {name}, a number of steps of at least 1, got {value}.")
+            raise ValueError(
+                f"schedule={schedule!r} needs {name}, a number of steps of at least 1, got {value}."
+            )
         if needs[schedule] != name and value is not None:
-            raise ValueError(f"schedule={schedule!r} does not use {name}={value}; leave it out or change the schedule.")
+            raise ValueError(
+                f"schedule={schedule!r} does not use {name}={value}; leave it out or change the schedule."
+            )
     return _adam(rate, schedule, num_steps, every, clip_norm, clip_value)
 
 

@@ -23,8 +23,8 @@ class TrainState(eqx.Module):
     - `learner`: the module that training improves.
     - `opt_state`: the outer optimiser's state, over the trainable leaves only.
     - `step`: how many steps have been taken, a scalar.
-    - `key`: the key of the whole run. It never changes: step $s$ uses `fold_in(key, s)`, so a resumed run is the same
-      run.
+    - `key`: the key of the whole run. It never changes: step $s$ uses `fold_in(key, s)`, so a resumed run is
+      the same run.
     - `moves`: whether training moves each leaf of the learner, in flattening order; static.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
@@ -83,14 +83,14 @@ def init(
     - `learner`: any Equinox module or PyTree. It is copied, so it stays usable after training.
     - `optimiser`: any optax transformation; its state covers the trainable leaves only.
     - `key`: of the whole run: tasks and whatever randomness the algorithm needs.
-    - `trainable`: a function from the learner to a tree of booleans, `True` on the leaves to move; the default,
-      `mk.trainable`, is every floating-point array outside fixed hyperparameters. Leaves that are not moved stay
-      identical to the bit.
+    - `trainable`: a function from the learner to a tree of booleans, `True` on the leaves to move; the
+      default, `mk.trainable`, is every floating-point array outside fixed hyperparameters. Leaves that are
+      not moved stay identical to the bit.
 
     **Returns:** a `TrainState`.
 
-    **Raises:** `ValueError` when `trainable` gives another structure, marks what is not a floating-point array, or
-    marks nothing.
+    **Raises:** `ValueError` when `trainable` gives another structure, marks what is not a floating-point
+    array, or marks nothing.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> learner = {"weight": jnp.ones(2), "rate": mk.fixed(0.4)}

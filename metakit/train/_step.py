@@ -88,7 +88,9 @@ def _take_step(
 
     norm = global_norm(result.gradient)
     finite = jnp.isfinite(result.loss) & jnp.isfinite(norm) & all_finite(params)
-    new = TrainState(eqx.combine(params, rest), opt_state, state.step + jnp.ones_like(state.step), state.key, state.moves)
+    new = TrainState(
+        eqx.combine(params, rest), opt_state, state.step + jnp.ones_like(state.step), state.key, state.moves
+    )
     return _choose(finite, new, state), StepDiagnostics(result.loss, norm, finite)
 
 
@@ -144,8 +146,8 @@ def step(
 
     $$\theta \leftarrow \theta + \mathrm{optimiser}\Big(\nabla_\theta \frac1T\sum_{t=1}^T \ell(\theta, \mathcal T_t)\Big)$$
 
-    It is compiled, may be called inside `jit` or `scan`, and leaves its arguments intact. To run many steps, sampling
-    on the device, use `run_steps`.
+    It is compiled, may be called inside `jit` or `scan`, and leaves its arguments intact. To run many steps,
+    sampling on the device, use `run_steps`.
 
     **Arguments:**
 
@@ -155,14 +157,16 @@ def step(
     - `tasks`: a batch of tasks, every array with a leading task axis.
     - `mesh`: devices to spread the tasks over; default none.
     - `chunk`: how many tasks of a device run at once, as in `mk.sharding.meta_gradient`.
-    - `anneal`: `anneal(learner, step) -> learner`, applied before the gradient, for schedules of the learner's own
-      numbers (MAML++'s per-step loss weights). Its result is what the step trains, so it is also what the state keeps.
+    - `anneal`: `anneal(learner, step) -> learner`, applied before the gradient, for schedules of the
+      learner's own numbers (MAML++'s per-step loss weights). Its result is what the step trains, so it is
+      also what the state keeps.
 
-    **Returns:** the next state and a `StepDiagnostics`. If the step is not finite, the state comes back unchanged and
-    `diagnostics.finite` is `False`; here nothing raises, because reading the flag would wait for the device.
+    **Returns:** the next state and a `StepDiagnostics`. If the step is not finite, the state comes back
+    unchanged and `diagnostics.finite` is `False`; here nothing raises, because reading the flag would wait
+    for the device.
 
-    **Raises:** `ValueError` or `TypeError` for tasks without a common leading axis, something that is no algorithm, a
-    `chunk` below 1, or an `anneal` that changes the learner's structure.
+    **Raises:** `ValueError` or `TypeError` for tasks without a common leading axis, something that is no
+    algorithm, a `chunk` below 1, or an `anneal` that changes the learner's structure.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> pull = mk.MetaLearner(None, None, lambda w, task, key=None: 0.5 * (w - task) ** 2)
@@ -184,7 +188,8 @@ def _jit_run_steps(fixed, state):
     def body(arrays, _):
         state = eqx.combine(arrays, static)
         tasks = draw_tasks(sampler, state, meta_batch=meta_batch, mesh=mesh)
-        # After a step that was not finite the state stays put, so the same step fails again: no flag to carry.
+        # After a step that was not finite the state stays put, so the same step fails again: no flag to
+        # carry.
         state, diagnostics = _take_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
         return eqx.filter(state, eqx.is_array), diagnostics
 
@@ -207,22 +212,24 @@ def run_steps(
 ) -> tuple[TrainState, StepDiagnostics]:
     r"""Many steps in one compiled call, drawing the tasks on the device.
 
-    Task $t$ of step $s$ comes from a key folded from the run's key, $s$ and $t$ alone. So the learner does not depend
-    on how steps are grouped into calls, and, up to rounding, on how many devices share the tasks.
+    Task $t$ of step $s$ comes from a key folded from the run's key, $s$ and $t$ alone. So the learner does
+    not depend on how steps are grouped into calls, and, up to rounding, on how many devices share the tasks.
 
     **Arguments:**
 
     - `algorithm`, `optimiser`, `mesh`, `chunk`, `anneal`: as in `step`.
-    - `state`: from `init` or the call before. Its memory is donated: afterwards use the state that is returned.
-    - `sampler`: `sampler(key) -> task`, pure and jittable, such as `mk.tasks.Sinusoid()` or `mk.tasks.Episodes(...)`.
+    - `state`: from `init` or the call before. Its memory is donated: afterwards use the state that is
+      returned.
+    - `sampler`: `sampler(key) -> task`, pure and jittable, such as `mk.tasks.Sinusoid()` or
+      `mk.tasks.Episodes(...)`.
     - `num_steps`: how many steps; at least 1. Another number compiles again.
     - `meta_batch`: tasks in each step; at least 1, and a multiple of the mesh's devices.
 
     **Returns:** the state after `num_steps` steps, and `StepDiagnostics` with `[num_steps]` arrays.
 
-    **Raises:** `NonFiniteLossError`, which carries the last good state, when a step is not finite (called inside your
-    own `jit` it cannot: read `diagnostics.finite` there); `ValueError` for counts below 1 and everything that `step`
-    raises.
+    **Raises:** `NonFiniteLossError`, which carries the last good state, when a step is not finite (called
+    inside your own `jit` it cannot: read `diagnostics.finite` there); `ValueError` for counts below 1 and
+    everything that `step` raises.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> pull = mk.MetaLearner(None, None, lambda w, task, key=None: 0.5 * (w - task) ** 2)

@@ -52,6 +52,7 @@ def clusters(key, way, shot, queries, d=8):
 
 def assert_gradient_is_central_difference(loss, tree, step=1e-5, rtol=1e-6):
     """The directional derivatives of `loss` along random directions, in float64."""
+    loss = eqx.filter_jit(loss)
     gradient = eqx.filter_grad(loss)(tree)
     arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(arrays)

@@ -60,9 +60,13 @@ def make_keys(count):
 def by_hand(learner, tasks, keys=None):
     """Mean loss and gradient from a Python loop over tasks: what every other way must equal."""
     count = len(tasks.support.x)
-    one = lambda i: jax.tree.map(lambda leaf: leaf[i], tasks)
+
+    def one(i):
+        return jax.tree.map(lambda leaf: leaf[i], tasks)
+
     results = [
-        eqx.filter_value_and_grad(meta_loss)(learner, one(i), None if keys is None else keys[i]) for i in range(count)
+        eqx.filter_value_and_grad(meta_loss)(learner, one(i), None if keys is None else keys[i])
+        for i in range(count)
     ]
     losses = jnp.stack([loss for loss, _ in results])
     gradient = jax.tree.map(lambda *leaves: sum(leaves) / count, *[gradient for _, gradient in results])

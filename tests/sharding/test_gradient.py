@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -15,6 +16,7 @@ from small_maml import ALGORITHM, by_hand, make_keys, make_learner, make_tasks, 
 
 import metakit as mk
 from metakit.sharding import map_tasks, meta_gradient, replicate, shard_tasks, task_mesh
+from metakit.sharding._chunks import choose_chunk
 
 
 def assert_same(result, expected):
@@ -41,7 +43,9 @@ def test_every_split_of_the_tasks_gives_the_gradient_of_a_loop(devices, chunk):
 def test_pmap_and_named_sharding_agree(way, chunk):
     """Catches a rule of XLA's partitioner or of pmap that changes the numbers."""
     learner, tasks, keys = make_learner(), make_tasks(4), make_keys(4)
-    assert_same(way(ALGORITHM, learner, tasks, keys, mesh=task_mesh(2), chunk=chunk), by_hand(learner, tasks, keys))
+    assert_same(
+        way(ALGORITHM, learner, tasks, keys, mesh=task_mesh(2), chunk=chunk), by_hand(learner, tasks, keys)
+    )
 
 
 @pytest.mark.parametrize("mesh", [None, 2])
@@ -56,7 +60,9 @@ def test_leaves_that_training_leaves_alone_have_no_gradient():
     """Catches a mask that is ignored, so that fixed rates cost memory and reach the optimiser."""
     learner, tasks = make_learner(), make_tasks(2)
     for mesh in (None, task_mesh(2)):
-        gradient = meta_gradient(ALGORITHM, learner, tasks, trainable=mk.trainable(learner), mesh=mesh).gradient
+        gradient = meta_gradient(
+            ALGORITHM, learner, tasks, trainable=mk.trainable(learner), mesh=mesh
+        ).gradient
         assert gradient["rate"].value is None
         assert gradient["count"] is None
         np.testing.assert_allclose(gradient["weights"], by_hand(learner, tasks)[1]["weights"], rtol=1e-12)
@@ -68,7 +74,7 @@ def compiled_text(function, *args):
 
 @pytest.mark.parametrize("chunk", [None, 1, 3])
 def test_one_all_reduce_and_nothing_else_crosses(chunk):
-    """Catches tasks gathered on every device, and an all-reduce per leaf or per chunk: both scale badly in silence."""
+    """Catches tasks gathered on every device, and an all-reduce per leaf or per chunk: both scale badly."""
     mesh = task_mesh(2)
     learner, tasks, keys = replicate(make_learner(), mesh), shard_tasks(make_tasks(8), mesh), make_keys(8)
     text = compiled_text(
@@ -122,8 +128,6 @@ def test_one_trace_over_changed_numbers():
 )
 def test_auto_runs_images_one_by_one_on_a_cpu_only(numbers, platform, expected):
     """Catches a rule that depends on the dtype, or that throttles an accelerator."""
-    from metakit.sharding._chunks import choose_chunk
-
     assert choose_chunk("auto", 8, jnp.zeros((8, numbers)), platform) == expected
     assert choose_chunk("auto", 8, jnp.zeros((8, numbers), jnp.float32), platform) == expected
 
@@ -136,8 +140,8 @@ def test_memory_is_that_of_one_chunk():
     weights, tasks = {"first": jnp.ones((2, 64)), "second": jnp.ones((64, 64))}, jnp.ones((16, 200, 2))
 
     def temporary_bytes(chunk):
-        run = lambda weights, tasks: meta_gradient(algorithm, weights, tasks, chunk=chunk)
-        return eqx.filter_jit(run).lower(weights, tasks).compile().compiled.memory_analysis().temp_size_in_bytes
+        run = eqx.filter_jit(partial(meta_gradient, algorithm, chunk=chunk))
+        return run.lower(weights, tasks).compile().compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(1) < temporary_bytes(None) / 4
 
@@ -146,14 +150,19 @@ def test_map_tasks_equals_a_loop_and_crosses_nothing():
     """Catches outputs in another order than the tasks, and an evaluation that gathers."""
     learner, tasks, keys = make_learner(), make_tasks(8), make_keys(8)
     expected = by_hand(learner, tasks, keys)[2]
-    score = lambda task, key: {"loss": meta_loss(learner, task, key), "name": "loss"}
+
+    def score(task, key):
+        return {"loss": meta_loss(learner, task, key), "name": "loss"}
+
     for mesh in (None, task_mesh(2)):
         for chunk in ("auto", None, 1, 3):
             scores = map_tasks(score, tasks, keys, mesh=mesh, chunk=chunk)
             np.testing.assert_allclose(scores["loss"], expected, rtol=1e-13)
             assert scores["name"] == "loss"
 
-    run = lambda learner, tasks: map_tasks(lambda task: meta_loss(learner, task), tasks, mesh=task_mesh(2), chunk=1)
+    def run(learner, tasks):
+        return map_tasks(lambda task: meta_loss(learner, task), tasks, mesh=task_mesh(2), chunk=1)
+
     text = compiled_text(run, learner, shard_tasks(tasks, task_mesh(2)))
     assert not re.search(r" (all-reduce|all-gather)(-start)?\(", text)
 
@@ -177,7 +186,9 @@ def drop_last(tasks):
 )
 def test_mistakes_are_named(change, error, message):
     """Catches a mistake that surfaces as a shape error deep inside the compiled step."""
-    arguments = change({"algorithm": ALGORITHM, "learner": make_learner(), "tasks": make_tasks(4), "keys": None})
+    arguments = change(
+        {"algorithm": ALGORITHM, "learner": make_learner(), "tasks": make_tasks(4), "keys": None}
+    )
     with pytest.raises(error, match=message):
         meta_gradient(**arguments)
 
@@ -197,7 +208,8 @@ import jax, equinox as eqx
 jax.config.update("jax_enable_x64", True)
 from small_maml import *
 from metakit.sharding import meta_gradient, task_mesh
-result = eqx.filter_jit(meta_gradient)(ALGORITHM, make_learner(), make_tasks(8), make_keys(8), mesh=task_mesh(4))
+tasks, keys = make_tasks(8), make_keys(8)
+result = eqx.filter_jit(meta_gradient)(ALGORITHM, make_learner(), tasks, keys, mesh=task_mesh(4))
 print(result.loss.item().hex(), *[x.hex() for x in result.gradient["weights"].ravel().tolist()])
 """
 
@@ -206,7 +218,9 @@ def test_four_devices_equal_one():
     """Catches what two devices hide, such as a factor that is right for N = 2 only."""
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     here = pathlib.Path(__file__).parent
-    done = subprocess.run([sys.executable, "-c", FOUR], cwd=here, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR], cwd=here, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     numbers = [float.fromhex(number) for number in done.stdout.split()]
     loss, gradient, _ = by_hand(make_learner(), make_tasks(8), make_keys(8))

@@ -1,6 +1,7 @@
 """Two silent traps of gradients inside `jax.shard_map`, each shown wrong without its cure and right with it.
 
-Should JAX change, the "wrong" halves fail: then the comments in metakit/sharding/_gradient.py need a new look.
+Should JAX change, the "wrong" halves fail: then the comments in metakit/sharding/_gradient.py need a new
+look.
 """
 
 from functools import partial
@@ -68,7 +69,7 @@ def test_trap_1_inner_gradients_are_summed_over_devices(check_vma, enter, right)
     ids=["bare", "pcast", "check_vma=False"],
 )
 def test_trap_2_the_mean_of_gradients_is_too_large_by_the_number_of_devices(check_vma, enter, factor):
-    """`pmean(grad(local_loss))` of replicated weights: the gradient is summed already, so the mean does nothing."""
+    """`pmean(grad(local_loss))` of replicated weights: they are summed already, so the mean does nothing."""
 
     def gradient(arrays, static, task):
         del static
@@ -90,11 +91,13 @@ def test_the_toolkits_own_gradient_has_neither():
 
 
 def test_error_if_passes_through():
-    """Catches `check_vma=True`, under which `eqx.error_if` fails with a TypeError about the branches of a cond."""
+    """Catches `check_vma=True`, under which `eqx.error_if` fails with a TypeError about cond branches."""
 
     def checked(learner, task, key=None):
         loss = meta_loss(learner, task, key)
         return eqx.error_if(loss, loss < 0, "a loss below zero")
 
-    result = meta_gradient(ALGORITHM._replace(meta_loss=checked), make_learner(), make_tasks(2), mesh=task_mesh(2))
+    result = meta_gradient(
+        ALGORITHM._replace(meta_loss=checked), make_learner(), make_tasks(2), mesh=task_mesh(2)
+    )
     assert np.isfinite(result.loss)
