@@ -114,10 +114,11 @@ def calibration(
     **Raises:** `ValueError` when `num_tasks`, `num_bins` or `chunk` is below 1; `TypeError` for something
     that is no algorithm.
 
-    >>> import jax, metakit as mk
-    >>> pool = mk.tasks.ImagePool.of(jax.random.randint(jax.random.key(0), (5, 4, 1, 2, 2), 0, 255).astype("uint8"))
-    >>> tasks = mk.tasks.Episodes(pool, way=5, shot=1, queries=2)
-    >>> result = calibration(mk.evaluate.baselines.nearest_neighbour, None, tasks, jax.random.key(1), num_tasks=3)
+    >>> import jax, numpy as np, metakit as mk
+    >>> images = np.random.default_rng(0).integers(0, 255, (5, 4, 1, 2, 2), "uint8")
+    >>> tasks = mk.tasks.Episodes(mk.tasks.ImagePool(images), way=5, shot=1, queries=2)
+    >>> nearest = mk.evaluate.baselines.nearest_neighbour
+    >>> result = calibration(nearest, None, tasks, jax.random.key(1), num_tasks=3)
     >>> int(result.count.sum())
     30
     """

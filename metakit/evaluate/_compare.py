@@ -56,9 +56,9 @@ def compare(
 
     **Raises:** `ValueError` for fewer than two learners or tasks, and everything that `scores` raises.
 
-    >>> import jax, metakit as mk
-    >>> pool = mk.tasks.ImagePool.of(jax.random.randint(jax.random.key(0), (5, 4, 1, 2, 2), 0, 255).astype("uint8"))
-    >>> tasks = mk.tasks.Episodes(pool, way=5, shot=1, queries=2)
+    >>> import jax, numpy as np, metakit as mk
+    >>> images = np.random.default_rng(0).integers(0, 255, (5, 4, 1, 2, 2), "uint8")
+    >>> tasks = mk.tasks.Episodes(mk.tasks.ImagePool(images), way=5, shot=1, queries=2)
     >>> nearest = (mk.evaluate.baselines.nearest_neighbour, None)
     >>> both = {"nearest neighbour": nearest, "the same again": nearest}
     >>> result = compare(both, tasks, jax.random.key(1), num_tasks=20, metric=mk.metrics.accuracy)

@@ -1,5 +1,6 @@
 """How far to trust the mean of many tasks' scores."""
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -72,7 +73,7 @@ def student_t(
     scores that are not one number per task, or a level outside 0..1.
 
     >>> print(student_t([0.2, 0.4, 0.6, 0.8]))
-    0.5 [0.08914, 0.9109] (95 %, Student t, 4 tasks)
+    0.5 [0.08915, 0.9109] (95 %, Student t, 4 tasks)
     """
     values, finite, method = _prepare(scores, level, nonfinite, "Student t")
     n = len(values)
@@ -134,7 +135,7 @@ def bootstrap(
     return _interval(values, finite, mean, std, (low, high), level, method)
 
 
-@jax.jit(static_argnums=2)
+@functools.partial(jax.jit, static_argnums=2)
 def _resampled_means(values: Any, key: Any, num_resamples: int) -> Any:
     count = values.shape[0]
 
@@ -176,7 +177,8 @@ def paired_difference(
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.shape != b.shape:
         raise ValueError(
-            f"first and second must hold scores of the same tasks, got shapes {list(a.shape)} and {list(b.shape)}. "
+            f"first and second must hold scores of the same tasks, got shapes {list(a.shape)} and "
+            f"{list(b.shape)}. "
             "Evaluate both with the same key, sampler and num_tasks."
         )
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and counted
@@ -196,7 +198,8 @@ def _prepare(scores: Any, level: float, nonfinite: str, method: str) -> tuple[np
         values, method = values[finite], f"{method} of the finite"
     if len(values) < 2:
         raise ValueError(
-            f"an interval needs at least 2 {'finite ' if nonfinite == 'exclude' else ''}scores, got {len(values)} of "
+            f"an interval needs at least 2 {'finite ' if nonfinite == 'exclude' else ''}scores, got "
+            f"{len(values)} of "
             f"{len(finite)}. Evaluate more tasks: 600 to 10,000 are usual."
         )
     return values, finite, method

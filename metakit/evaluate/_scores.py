@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -98,13 +99,14 @@ def scores_of(
 
 
 def _traced(*trees: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def require_algorithm(algorithm: Any) -> None:
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
-            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module such as "
+            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a "
+            "module such as "
             "mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
         )
 
@@ -146,8 +148,9 @@ def scores(
     **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1 or there is no metric; `TypeError` for
     something that is no algorithm.
 
-    >>> import jax, metakit as mk
-    >>> tasks = mk.tasks.Episodes(mk.tasks.ImagePool.of(jax.numpy.zeros((5, 4, 1, 2, 2), "uint8")), way=5, shot=1, queries=2)
+    >>> import jax, numpy as np, metakit as mk
+    >>> pool = mk.tasks.ImagePool(np.zeros((5, 4, 1, 2, 2), "uint8"))
+    >>> tasks = mk.tasks.Episodes(pool, way=5, shot=1, queries=2)
     >>> nearest = mk.evaluate.baselines.nearest_neighbour
     >>> accuracy = {"accuracy": mk.metrics.accuracy}
     >>> scores(nearest, None, tasks, jax.random.key(0), num_tasks=3, metrics=accuracy)["accuracy"].shape

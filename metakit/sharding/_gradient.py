@@ -50,8 +50,8 @@ class Problem(NamedTuple):
 def take_apart(algorithm: Any, learner: Any, tasks: Any, keys: Any, trainable: Any) -> Problem:
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
-            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module "
-            "such as mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
+            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a "
+            "module such as mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
         )
     inexact = jax.tree.map(eqx.is_inexact_array, learner)
     mask = inexact if trainable is None or trainable is True else trainable

@@ -32,7 +32,8 @@ def task_mesh(num_devices: int | None = None, axis: str = "task") -> Mesh:
     if not 1 <= wanted <= len(devices):
         raise ValueError(
             f"num_devices={num_devices} was asked for, but {len(devices)} device(s) of kind "
-            f"{devices[0].platform!r} exist. On a CPU, set XLA_FLAGS=--xla_force_host_platform_device_count=N before JAX starts."
+            f"{devices[0].platform!r} exist. On a CPU, set "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=N before JAX starts."
         )
     # Auto, not make_mesh's default of Explicit, which puts the mesh into every type and breaks plain
     # jax.vmap.
@@ -128,8 +129,8 @@ def num_tasks(*batched: Any) -> int:
     count = shapes[0][0] if shapes[0] else 0
     if count == 0 or any(shape[:1] != (count,) for shape in shapes):
         raise ValueError(
-            "Every array of tasks and keys needs the same leading task axis, of at least one task, got shapes "
-            f"{[list(shape) for shape in shapes]}. One task alone still needs that axis: "
+            "Every array of tasks and keys needs the same leading task axis, of at least one task, got "
+            f"shapes {[list(shape) for shape in shapes]}. One task alone still needs that axis: "
             "jax.tree.map(lambda leaf: leaf[None], task)."
         )
     return count
@@ -139,5 +140,5 @@ def require_divisible(count: int, mesh: Mesh) -> None:
     if count % mesh.size != 0:
         raise ValueError(
             f"tasks holds {count} tasks, which cannot be split evenly over the {mesh.size} devices of the "
-            f"mesh. Use a multiple of {mesh.size} tasks, or a smaller mesh: mk.sharding.task_mesh(num_devices)."
+            f"mesh. Use a multiple of {mesh.size} tasks, or a smaller mesh, task_mesh(num_devices)."
         )

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from metakit._tree import as_float_array
@@ -23,7 +24,7 @@ def as_numbers(
     array = jnp.asarray(value, jnp.result_type(float)) if several else as_float_array(value)
     if array.shape != shape:
         raise ValueError(f"{name} must be {expected}, got {value!r} of shape {list(array.shape)}.")
-    if not isinstance(array, jax.core.Tracer):
+    if not isinstance(array, Tracer):
         concrete = np.asarray(array)
         if not (np.isfinite(concrete).all() and holds(concrete)):
             raise ValueError(f"{name} must be {expected}, got {concrete.tolist()}.")

@@ -71,7 +71,9 @@ class Checkpoints:
         self, folder: str | os.PathLike[str], *, config: Mapping[str, Any] | None = None, max_to_keep: int = 2
     ):
         if max_to_keep < 1:
-            raise ValueError(f"max_to_keep must be at least 1, got {max_to_keep}; the last checkpoint is the run.")
+            raise ValueError(
+                f"max_to_keep must be at least 1, got {max_to_keep}; the last checkpoint is the run."
+            )
         self.folder = pathlib.Path(folder).absolute()
         self.config: dict[str, Any] = open_record(self.folder, config)
         options = ocp.CheckpointManagerOptions(
@@ -102,7 +104,8 @@ class Checkpoints:
         record = {"state": _describe(state), "best": None}
         items: dict[str, Any] = {"state": ocp.args.StandardSave(_to_arrays(state))}
         if best is not None:
-            record["best"] = {"score": float(best.score), "step": int(best.step), "learner": _describe(best.learner)}
+            leaves = _describe(best.learner)
+            record["best"] = {"score": float(best.score), "step": int(best.step), "learner": leaves}
             items["best"] = ocp.args.StandardSave(_to_arrays(best.learner))
         items["record"] = ocp.args.JsonSave(record)
         with _quiet(), room_needed(self.folder), self._no_leftovers():
@@ -184,7 +187,8 @@ class Checkpoints:
             if before.get(path) != now.get(path):
                 raise CheckpointError(
                     f"The checkpoint in {self.folder} does not fit the template: {name}{path} is "
-                    f"{_words(before.get(path))} there and {_words(now.get(path))} here. Build the learner, the "
+                    f"{_words(before.get(path))} there and {_words(now.get(path))} here. Build the learner, "
+                    "the "
                     "optimiser and the precision (float32 or float64) as they were when the run began."
                 )
 
@@ -198,10 +202,13 @@ def _raw(leaf: Any) -> Any:
 
 
 def _numbered(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by position. Positions, because a path may hold characters that a file name cannot; and
-    without the empty ones, which orbax refuses to write and whose shape, in the template, says all about
-    them.""" arrays = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)] return {f"{i:05d}": leaf
-    for i, leaf in enumerate(arrays) if leaf.size > 0}
+    """The arrays of a tree by position.
+
+    By position, because a path may hold characters that a file name cannot; and without the empty ones,
+    which orbax refuses to write and whose shape, in the template, says all about them.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
+    return {f"{i:05d}": leaf for i, leaf in enumerate(arrays) if leaf.size > 0}
 
 
 def _to_arrays(tree: Any) -> dict[str, Any]:
@@ -224,8 +231,9 @@ def _from_arrays(arrays: dict[str, Any], template: Any) -> Any:
         saved = arrays.get(f"{position:05d}")
         position += 1
         if saved is not None:
-            leaves[i] = jax.random.wrap_key_data(saved, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else
-            saved return jax.tree.unflatten(structure, leaves)
+            is_key = _is_key(leaf)
+            leaves[i] = jax.random.wrap_key_data(saved, impl=jax.random.key_impl(leaf)) if is_key else saved
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _describe(tree: Any) -> list[list[Any]]:

@@ -22,10 +22,14 @@ class NonFiniteLossError(FloatingPointError):
         self.gradient_norm = gradient_norm
         self.state = state
         super().__init__(
-            f"Step {step} is not finite: loss {loss}, gradient norm {gradient_norm}. It was not applied; error.state "
-            "is the last good state, and checkpoints already written are intact. Likely causes and what to try: an "
-            "outer rate that is too high (lower it, or clip: mk.train.adam(rate, clip_norm=10.0)); an inner rate that "
-            "makes adaptation diverge (lower it); an adaptive inner optimiser without eps_root (give it 1e-8: the "
+            f"Step {step} is not finite: loss {loss}, gradient norm {gradient_norm}. It was not applied; "
+            "error.state "
+            "is the last good state, and checkpoints already written are intact. Likely causes and what to "
+            "try: an "
+            "outer rate that is too high (lower it, or clip: mk.train.adam(rate, clip_norm=10.0)); an inner "
+            "rate that "
+            "makes adaptation diverge (lower it); an adaptive inner optimiser without eps_root (give it "
+            "1e-8: the "
             "derivative of a square root at 0 is infinite); NaN in the data (mk.check_values)."
         )
 
@@ -54,7 +58,8 @@ class ConfigChangedError(CheckpointError):
         self.changes = changes
         listed = "; ".join(f"{name}: was {old!r}, now {new!r}" for name, (old, new) in changes.items())
         super().__init__(
-            f"The run in {folder} was started with another configuration ({listed}). Use the recorded values to resume "
+            f"The run in {folder} was started with another configuration ({listed}). Use the recorded values "
+            "to resume "
             "it, or another folder to start a new run."
         )
 
@@ -71,7 +76,8 @@ class CheckpointVersionError(CheckpointError):
         self.expected = expected
         newer = isinstance(found, int) and found > expected
         super().__init__(
-            f"The checkpoints in {folder} have format version {found!r}; this metakit reads version {expected}. "
+            f"The checkpoints in {folder} have format version {found!r}; this metakit reads version "
+            f"{expected}. "
             + (
                 "Upgrade metakit, or start a new run in another folder."
                 if newer

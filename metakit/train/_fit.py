@@ -109,7 +109,8 @@ def fit(
     """
     if validate is not None and best is None:
         raise ValueError(
-            'best must say whether the "highest" (accuracy) or the "lowest" (an error) validation score is best.'
+            'best must say whether the "highest" (accuracy) or the "lowest" (an error) validation score '
+            "is best."
         )
     if validate is None and not (best is None and best_by is None and validate_every is None):
         raise ValueError("best, best_by and validate_every need validate, a function of the learner.")
@@ -145,9 +146,16 @@ def fit(
                 size - taken % size, num_steps - taken
             )  # back onto the grid after a step of the user's own
             state, diagnostics = run_steps(
-                algorithm, optimiser, state, sampler, num_steps=steps, meta_batch=meta_batch, mesh=mesh, chunk=chunk,
+                algorithm,
+                optimiser,
+                state,
+                sampler,
+                num_steps=steps,
+                meta_batch=meta_batch,
+                mesh=mesh,
+                chunk=chunk,
                 anneal=anneal,
-            )  # fmt: skip
+            )
             taken += steps
             loss, norm = (
                 float(np.mean(np.asarray(x))) for x in (diagnostics.loss, diagnostics.gradient_norm)
@@ -187,7 +195,8 @@ def _dispatch_size(num_steps: int, steps_per_dispatch: int | None, **periods: in
     if steps_per_dispatch < 1 or common % steps_per_dispatch != 0:
         listed = ", ".join(f"{name}={count}" for name, count in counts.items())
         raise ValueError(
-            f"steps_per_dispatch={steps_per_dispatch} must divide {listed}, so that each falls on the end of a dispatch. "
+            f"steps_per_dispatch={steps_per_dispatch} must divide {listed}, so that each falls on the end of "
+            "a dispatch. "
             f"Use a divisor of {common}, or leave it out."
         )
     return steps_per_dispatch
@@ -204,7 +213,8 @@ def _score(result: Any, best_by: str | None) -> float:
     if isinstance(result, Mapping):
         if best_by is None and len(result) != 1:
             raise ValueError(
-                f"validate returned {list(result)}; say which one decides: best_by={next(iter(result), '')!r}."
+                f"validate returned {list(result)}; say which one decides: "
+                f"best_by={next(iter(result), '')!r}."
             )
         name = next(iter(result)) if best_by is None else best_by
         if name not in result:
@@ -221,7 +231,8 @@ def _score(result: Any, best_by: str | None) -> float:
         return float(result if mean is None or callable(mean) else mean)  # an array's mean is a method
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"validate must return a number, something with a mean, or a mapping of names to either, got {result!r}."
+            "validate must return a number, something with a mean, or a mapping of names to either, got "
+            f"{result!r}."
         ) from error
 
 

@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class DeferredInterrupt:
-    """While active, the first Ctrl-C sets `requested` instead of raising; the second raises `KeyboardInterrupt`.
+    """While active, the first Ctrl-C sets `requested`; only the second raises `KeyboardInterrupt`.
 
     Only the main thread can receive signals; in any other this does nothing.
     """

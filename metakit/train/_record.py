@@ -21,7 +21,8 @@ def open_record(folder: pathlib.Path, config: Mapping[str, Any] | None) -> dict[
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(
-                f"{folder} is not a folder of checkpoints: it holds no {_RECORD}. Name a new or empty folder to start a "
+                f"{folder} is not a folder of checkpoints: it holds no {_RECORD}. Name a new or empty folder "
+                "to start a "
                 "run, or the folder of a run to resume it."
             )
         if config is None:
@@ -56,7 +57,8 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"config[{name!r}] is {value!r}, which JSON cannot hold ({error}). Use numbers, strings, booleans, None, "
+                f"config[{name!r}] is {value!r}, which JSON cannot hold ({error}). Use numbers, strings, "
+                "booleans, None, "
                 "lists and mappings."
             ) from error
     return json.loads(json.dumps(dict(config)))
@@ -87,7 +89,8 @@ def room_needed(folder: pathlib.Path) -> Iterator[None]:
         ):
             raise
         message = (
-            f"No space left to save a checkpoint in {folder}. Those already there are intact; free some space, or keep "
+            f"No space left to save a checkpoint in {folder}. Those already there are intact; free some "
+            "space, or keep "
             "fewer (max_to_keep), and run again to resume."
         )
         raise DiskFullError(errno.ENOSPC, message) from error

@@ -46,8 +46,11 @@ class TrainState(eqx.Module):
 
 
 def _own(leaf: Any) -> Any:
-    """A strongly typed copy. A copy, because `run_steps` donates its state: without one the user's learner, or an
-    optimiser state that holds the parameters themselves, would be deleted under their hands."""
+    """A strongly typed copy.
+
+    A copy, because `run_steps` donates its state: without one the user's learner, or an optimiser
+    state that holds the parameters themselves, would be deleted under their hands.
+    """
     if not eqx.is_array(leaf):
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
@@ -57,8 +60,11 @@ def _own(leaf: Any) -> Any:
 
 @contextlib.contextmanager
 def others_promotion() -> Iterator[None]:
-    """JAX's ordinary promotion rules, for code that is not ours: optax mixes Python floats with integer counts
-    (`decay**count` in its bias correction), which fails where a user has asked for strict promotion."""
+    """JAX's ordinary promotion rules, for code that is not ours.
+
+    Optax mixes Python floats with integer counts (`decay**count` in its bias correction), which fails where
+    a user has asked for strict promotion.
+    """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -101,19 +107,22 @@ def init(
     if jax.tree.structure(mask) != jax.tree.structure(learner):
         raise ValueError(
             "trainable(learner) must be a tree of booleans with the learner's structure, got "
-            f"{jax.tree.structure(mask)} for {jax.tree.structure(learner)}. Start from mk.trainable(learner) and change "
+            f"{jax.tree.structure(mask)} for {jax.tree.structure(learner)}. Start from mk.trainable(learner) "
+            "and change "
             "leaves with eqx.tree_at."
         )
     moves = tuple(bool(moved) for moved in jax.tree.leaves(mask))
     for (path, leaf), moved in zip(jax.tree.leaves_with_path(learner), moves, strict=True):
         if moved and not eqx.is_inexact_array(leaf):
             raise ValueError(
-                f"trainable(learner) marks learner{jax.tree_util.keystr(path)}, which is {_describe(leaf)} and has no "
+                f"trainable(learner) marks learner{jax.tree_util.keystr(path)}, which is {_describe(leaf)} "
+                "and has no "
                 "gradient; only floating-point arrays can be trained."
             )
     if not any(moves):
         raise ValueError(
-            "trainable(learner) marks no leaf of the learner, so there is nothing to train. A learner without weights "
+            "trainable(learner) marks no leaf of the learner, so there is nothing to train. A learner "
+            "without weights "
             "needs at least one mk.learned(...) hyperparameter."
         )
     with others_promotion():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
@@ -40,7 +41,7 @@ class StepDiagnostics(eqx.Module):
 
 
 def _step_keys(state: TrainState) -> tuple[Any, Any]:
-    """The keys of this step's tasks and of the algorithm's own randomness: two streams, so that no key is used twice."""
+    """Of this step's tasks, and of the algorithm's own randomness: no key is used twice."""
     task_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     return task_key, loss_key
 
@@ -144,7 +145,8 @@ def step(
 ) -> tuple[TrainState, StepDiagnostics]:
     r"""One outer step on a batch of tasks that you supply.
 
-    $$\theta \leftarrow \theta + \mathrm{optimiser}\Big(\nabla_\theta \frac1T\sum_{t=1}^T \ell(\theta, \mathcal T_t)\Big)$$
+    $$g = \nabla_\theta \frac1T\sum_{t=1}^T \ell(\theta, \mathcal T_t, k_t), \qquad
+      \theta \leftarrow \theta + \mathrm{update}(g)$$
 
     It is compiled, may be called inside `jit` or `scan`, and leaves its arguments intact. To run many steps,
     sampling on the device, use `run_steps`.
@@ -243,12 +245,12 @@ def run_steps(
     """
     _require_positive("num_steps", num_steps, "how many steps to run")
     _require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
     if mesh is not None and not traced:
         state, sampler = replicate(state, mesh), replicate(sampler, mesh)
     fixed = (algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal)
     state, diagnostics = _jit_run_steps(fixed, state)
-    if not traced and not isinstance(diagnostics.finite, jax.core.Tracer):
+    if not traced and not isinstance(diagnostics.finite, Tracer):
         _require_finite(state, diagnostics)
     return state, diagnostics
 

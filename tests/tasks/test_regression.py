@@ -40,6 +40,10 @@ def draw(tasks, count, seed=0):
     return eqx.filter_jit(eqx.filter_vmap(tasks))(jax.random.split(jax.random.key(seed), count))
 
 
+def over_tasks(function, *batches):
+    return jax.jit(jax.vmap(function))(*batches)
+
+
 @pytest.mark.parametrize("tasks", TASKS, ids=lambda tasks: type(tasks).__name__)
 def test_an_episode_has_separate_points_of_one_function(tasks, key):
     """Bug: query points that repeat the support, wrong shapes, or another function for every point."""
@@ -91,7 +95,7 @@ def test_sinusoids_lie_in_their_ranges():
     x, y = np.asarray(episodes.support.x)[..., 0], np.asarray(episodes.support.y)[..., 0]
     assert x.min() >= -5
     assert x.max() <= 5
-    assert -4.99 < x.min() + 0.05
+    assert x.min() < -4.9
     # y = a sin x + b cos x exactly, with amplitude hypot(a, b) and phase atan2(-b, a).
     features = np.stack([np.sin(x), np.cos(x)], axis=-1)
     weights = np.stack([np.linalg.lstsq(f, t, rcond=None)[0] for f, t in zip(features, y, strict=True)])
@@ -123,7 +127,7 @@ def test_sinusoid_oracles_match_simulation(tasks):
     """Bug: a closed form that holds only for the default, symmetric ranges."""
     query = draw(tasks, 5000).query
     assert_mean((query.y**2).mean(axis=(1, 2)), sinusoid_zero_mse(tasks))
-    predicted = jax.vmap(lambda x: sinusoid_nonadaptive(tasks, x))(query.x)
+    predicted = over_tasks(lambda x: sinusoid_nonadaptive(tasks, x), query.x)
     squared = ((query.y - predicted) ** 2).mean(axis=(1, 2))
     assert_mean(squared, sinusoid_nonadaptive_mse(tasks))
     # The best non-adaptive curve: scaling it either way is worse.
@@ -154,9 +158,9 @@ def test_linear_golden_values():
 def test_linear_bayes_excess_golden_values(variance, golden):
     """Bug: a posterior with the noise's standard deviation where its variance belongs."""
     tasks = LinearRegression(shot=5, noise=math.sqrt(variance))
-    excess = jax.vmap(lambda support: linear_bayes_excess(tasks, support, half=True))
+    excess = jax.jit(jax.vmap(lambda support: linear_bayes_excess(tasks, support, half=True)))
     # The golden value is rounded, and itself the mean of a simulation.
-    assert_mean(excess(draw(tasks, 100_000).support), golden)
+    assert_mean(excess(draw(tasks, 20_000).support), golden)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +169,12 @@ def test_linear_bayes_excess_golden_values(variance, golden):
     ids=["skewed", "known slope", "one point without noise"],
 )
 def test_linear_oracles_match_simulation(tasks):
-    """Bug: a term that vanishes for a standard prior and symmetric inputs, or a prior that cannot be inverted."""
+    """Bug: a term that vanishes for a standard prior and symmetric inputs; a singular prior."""
     episodes = draw(tasks, 20_000)
-    mean, covariance = jax.vmap(lambda support: linear_posterior(tasks, support))(episodes.support)
+    mean, covariance = over_tasks(lambda support: linear_posterior(tasks, support), episodes.support)
     assert bool(jnp.isfinite(mean).all())
     assert bool(jnp.isfinite(covariance).all())
-    excess = jax.vmap(lambda support: linear_bayes_excess(tasks, support))(episodes.support)
+    excess = over_tasks(lambda support: linear_bayes_excess(tasks, support), episodes.support)
     x, y = episodes.query.x[..., 0], episodes.query.y[..., 0]
     error = (mean[:, :1] * x + mean[:, 1:] - y) ** 2 - tasks.noise**2
     assert_mean(error.mean(axis=1) - excess, 0.0)
@@ -184,7 +188,7 @@ def test_linear_oracles_match_simulation(tasks):
 
     best = linear_one_step_rate(tasks)
     for rate in (best, 0.7 * best):
-        predicted = jax.vmap(lambda s, q, r=rate: one_step(s, q, r))(episodes.support, x)
+        predicted = over_tasks(lambda s, q, r=rate: one_step(s, q, r), episodes.support, x)
         error = ((predicted - y) ** 2 - tasks.noise**2).mean(axis=1)
         assert_mean(error, linear_one_step_excess(tasks, rate))
     slope = jax.grad(lambda rate: linear_one_step_excess(tasks, rate))(best)
@@ -210,7 +214,7 @@ def test_lines_follow_their_prior():
     """Bug: a covariance whose root is transposed, or noise missing from the query."""
     tasks = eqx.tree_at(lambda t: t.noise, SKEWED_LINEAR, jnp.zeros(()))
     episodes = draw(tasks, 20_000)
-    w = np.asarray(jax.vmap(lambda support: linear_posterior(tasks, support).mean)(episodes.support))
+    w = np.asarray(over_tasks(lambda support: linear_posterior(tasks, support).mean, episodes.support))
     for i in range(2):
         assert_mean(w[:, i], tasks.mean[i])
         for j in range(2):

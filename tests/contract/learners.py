@@ -1,0 +1,158 @@
+"""One row per learner; everything in test_contract.py holds for every row. A new learner adds its row here."""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+import metakit as mk
+from metakit.learners import maml, matching, prototypical
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
+import own_learner
+
+sys.path.pop(0)
+
+
+class Row(NamedTuple):
+    """A learner under contract.
+
+    - `make_learner(key)`, `make_task(key)`: as small as can be; the second is a sampler, pure and jittable.
+    - `metric`: of one task, for "better with adaptation".
+    - `without`: the learner with its adaptation switched off; `None` for learners whose adaptation has no off
+      switch (metric learners), which must instead get better when trained.
+    - `meta_gradient`: `None` where the gradient is exact; else `(learner, task) -> (leaves, expected)`, the
+      identity that it satisfies instead.
+    - `random`: whether the three functions need a key.
+    """
+
+    name: str
+    algorithm: Any
+    make_learner: Callable[[Any], Any]
+    make_task: Callable[[Any], Any]
+    metric: Callable[..., Any]
+    without: Callable[[Any], Any] | None = None
+    meta_gradient: Callable[[Any, Any], Any] | None = None
+    random: bool = False
+
+
+# Tasks
+
+sinusoid = mk.tasks.Sinusoid(shot=5, queries=5)
+
+
+def clusters(key, way=3, shot=2, queries=3):
+    """Classes differ in the first two of six features, the others are louder noise: an embedding can learn that."""
+    mean_key, noise_key = jax.random.split(key)
+    centres = jnp.pad(2.0 * jax.random.normal(mean_key, (way, 1, 2)), ((0, 0), (0, 0), (0, 4)))
+    spread = jnp.asarray([0.3, 0.3, 3.0, 3.0, 3.0, 3.0])
+    noise = spread[None, None] * jax.random.normal(noise_key, (way, shot + queries, 6))
+    return _episode(centres + noise, shot)
+
+
+def images(key, way=2, shot=1, queries=2):
+    """Noisy copies of one random 16x16 image per class."""
+    image_key, noise_key = jax.random.split(key)
+    clean = jax.random.normal(image_key, (way, 1, 1, 16, 16))
+    return _episode(clean + 0.5 * jax.random.normal(noise_key, (way, shot + queries, 1, 16, 16)), shot)
+
+
+def _episode(x, shot):
+    way, count = x.shape[:2]
+    labels = jnp.broadcast_to(jnp.arange(way, dtype=jnp.int32)[:, None], (way, count))
+
+    def examples(part):
+        return mk.Examples(x[:, part].reshape(-1, *x.shape[2:]), labels[:, part].reshape(-1), way=way)
+
+    return mk.Episode(examples(slice(None, shot)), examples(slice(shot, None)))
+
+
+# Learners
+
+
+def regressor(configuration, **options):
+    """Of sinusoids; tanh because finite differences want a smooth function."""
+
+    def make(key):
+        model = mk.nn.MLP(1, 1, 8, 1, jnp.tanh, key=key)
+        return configuration(model, loss=mk.losses.squared_error, **options)
+
+    return make
+
+
+def image_classifier(configuration, norm=mk.nn.BatchStatNorm, **options):
+    def make(key):
+        model = mk.nn.Conv4(1, 16, out_size=2, width=3, norm=norm, key=key)
+        return configuration(model, **options)
+
+    return make
+
+
+def metric_learner(kind, in_size, **options):
+    def make(key):
+        return kind(mk.nn.MLP(in_size, 4, 8, 1, jnp.tanh, key=key), **options)
+
+    return make
+
+
+def full_context(key):
+    embed_key, context_key = jax.random.split(key)
+    context = matching.FullContext(4, num_steps=2, key=context_key)
+    embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=embed_key)
+    return matching.Matching(embed, scale=mk.learned(5.0), context=context)
+
+
+def ridge(key):
+    embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=key)
+    return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
+
+
+def first_order(learner, task):
+    """First-order MAML's gradient is the query loss's own gradient, taken at the adapted weights."""
+
+    def query_loss(model):
+        return mk.losses.squared_error(model(task.query.x), task.query.y, reduction="mean")
+
+    adapted = maml.adapt(learner, task.support)
+    return lambda tree: tree.model, eqx.filter_grad(query_loss)(adapted.model)
+
+
+no_steps = functools.partial(maml.with_num_steps, num_steps=0)
+sgd = mk.inner.SGD(0.05)
+error, accuracy = mk.metrics.mean_squared_error, mk.metrics.accuracy
+
+ROWS = [
+    Row("maml", maml, regressor(maml.MAML, inner=sgd, num_steps=3), sinusoid, error, no_steps),
+    Row(
+        "maml_images",
+        maml,
+        image_classifier(maml.MAML, inner=mk.inner.SGD(0.4), num_steps=2, reduction="sum/shot"),
+        images,
+        accuracy,
+        no_steps,
+    ),
+    Row("fomaml", maml, regressor(maml.fomaml, inner=sgd, num_steps=3), sinusoid, error, no_steps, first_order),
+    Row("anil", maml, regressor(maml.anil, inner=sgd, num_steps=3), sinusoid, error, no_steps),
+    Row("boil", maml, regressor(maml.boil, inner=sgd, num_steps=3), sinusoid, error, no_steps),
+    Row("meta_sgd", maml, regressor(maml.meta_sgd, rate=0.05, num_steps=3), sinusoid, error, no_steps),
+    Row(
+        "mamlpp",
+        maml,
+        image_classifier(
+            maml.mamlpp, functools.partial(mk.nn.PerStepNorm, 2), rate=0.4, num_steps=2, norm_policy="inductive"
+        ),
+        images,
+        accuracy,
+        no_steps,
+    ),
+    Row("matching", matching, metric_learner(matching.Matching, 6, scale=mk.learned(5.0)), clusters, accuracy),
+    Row("matching_regression", matching, metric_learner(matching.Matching, 1, scale=mk.learned(5.0)), sinusoid, error),
+    Row("matching_full_context", matching, full_context, clusters, accuracy),
+    Row("prototypical", prototypical, metric_learner(prototypical.Prototypical, 6), clusters, accuracy),
+    Row("own_learner", own_learner, ridge, clusters, accuracy),
+]
