@@ -1,0 +1,93 @@
+"""The `metakit` command."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Column, Table
+
+from .._errors import nearest
+from ..tasks import cache_directory
+from . import _evaluate, _train
+from ._config import DATA, Evaluate, List, Train, UsageError
+from ._presets import ALGORITHMS, preset
+
+_COMMANDS = ("train", "evaluate", "list")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    **Arguments:** `arguments`, without the program's name; default those of the process.
+
+    **Returns:** the exit status: 0, 1 for an error, 2 for options that do not fit, 130 after Ctrl-C.
+
+    >>> main(["list"])  # doctest: +ELLIPSIS
+    ...
+    0
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console, errors = Console(), Console(stderr=True)
+    try:
+        _check_words(given)
+    except UsageError as error:
+        errors.print(f"metakit: {error}", highlight=False, markup=False)
+        return 2
+    try:
+        options = tyro.cli(
+            Annotated[Train, tyro.conf.subcommand("train")]
+            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+            | Annotated[List, tyro.conf.subcommand("list")],
+            prog="metakit",
+            args=given,
+            description="Meta-learning for JAX: train, evaluate, list.",
+        )
+    except SystemExit as stop:  # tyro has explained itself, or shown its help
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        return _dispatch(options, console)
+    except (ValueError, OSError, RuntimeError, TypeError) as error:
+        if options.traceback:
+            raise
+        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        errors.print(f"metakit: {kind}{error}", highlight=False, markup=False)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _check_words(given: list[str]) -> None:
+    """Suggest the nearest command and algorithm before anything else is parsed."""
+    if not given or given[0].startswith("-"):
+        return
+    if given[0] not in _COMMANDS:
+        raise UsageError(f"{given[0]!r} is no command. {nearest(given[0], _COMMANDS)}")
+    if given[0] == "train" and len(given) > 1 and not given[1].startswith("-") and given[1] not in ALGORITHMS:
+        raise UsageError(f"the algorithm {given[1]!r} is not known. {nearest(given[1], ALGORITHMS)}")
+
+
+def _dispatch(options: Train | Evaluate | List, console: Console) -> int:
+    if isinstance(options, List):
+        return _list(console)
+    if options.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+    return _train.run(options, console) if isinstance(options, Train) else _evaluate.run(options, console)
+
+
+def _list(console: Console) -> int:
+    table = Table("algorithm", "what it is", "data sets")
+    for name, entry in ALGORITHMS.items():
+        data = [d for d in DATA if entry.regresses or d not in ("sinusoid", "linear")]
+        table.add_row(name, entry.about, ", ".join(data))
+    console.print(table)
+    shown = ("way", "shot", "queries", "steps", "meta_batch", "rate", "inner_steps", "norm_policy")
+    table = Table(Column("preset", no_wrap=True), *shown)
+    for name, entry in ALGORITHMS.items():
+        for data in DATA:
+            if data == "folder" or (data in ("sinusoid", "linear") and not entry.regresses):
+                continue
+            values = preset(name, data)
+            table.add_row(f"{name} {data}", *(str(values[key]) for key in shown))
+    console.print(table)
+    return 0

@@ -125,11 +125,10 @@ def bootstrap(
     if np.isfinite(values).all():
         # Resampled as deviations in units of std, so that float32 loses nothing to a large mean.
         scale = std if std > 0 else 1.0
-        means = _resampled_means(
-            jnp.asarray((values - mean) / scale, dtype=jnp.result_type(float)), key, num_resamples
-        )
-        ends = mean + scale * np.quantile(np.asarray(means, np.float64), [0.5 - level / 2, 0.5 + level / 2])
-        low, high = float(ends[0]), float(ends[1])
+        deviations = jnp.asarray((values - mean) / scale, dtype=jnp.result_type(float))
+        means = np.asarray(_resampled_means(deviations, key, num_resamples), np.float64)
+        ends = mean + scale * np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+        low, high = np.clip(ends, values.min(), values.max()).tolist()  # never outside by a rounding error
     else:
         low = high = math.nan
     return _interval(values, finite, mean, std, (low, high), level, method)

@@ -9,6 +9,7 @@ from ._conv4 import (
     conv4_maml_omniglot as conv4_maml_omniglot,
     maml_norm as maml_norm,
 )
+from ._freeze import freeze_statistics as freeze_statistics
 from ._initialisers import (
     Initialiser as Initialiser,
     he_normal as he_normal,
@@ -24,7 +25,6 @@ from ._norm import (
     PerStepNorm as PerStepNorm,
     Statistics as Statistics,
     at_step as at_step,
-    freeze_statistics as freeze_statistics,
 )
 from ._pool import max_pool2d as max_pool2d
 from ._recurrent import AttLSTM as AttLSTM, BiLSTM as BiLSTM, LSTMCell as LSTMCell

@@ -3,6 +3,7 @@
 from typing import Literal, TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,18 +29,20 @@ class Conv2d(eqx.Module):
     - `in_channels`, `out_channels`: at least 1.
     - `kernel_size`: side of the window, or (height, width).
     - `stride`: default 1.
-    - `padding`: `"SAME"` (default; an odd remainder goes to the lower right, as in TensorFlow and XLA), `"VALID"`, a number
-      for every side, or ((top, bottom), (left, right)).
+    - `padding`: `"SAME"` (default; an odd remainder goes to the lower right, as in TensorFlow and XLA),
+      `"VALID"`, a number for every side, or ((top, bottom), (left, right)).
     - `use_bias`: default `True`; the bias starts at zero.
     - `weight_init`: default Xavier uniform.
     - `key`: random key of the initial weights.
 
     **Returns** (of a call): `[n, out_channels, h', w']` for `x` of `[n, in_channels, h, w]`.
 
-    **Raises:** `ValueError` for a wrong number of channels, an unknown padding, or images smaller than the kernel.
+    **Raises:** `ValueError` for a wrong rank or number of channels, an unknown or negative padding, or
+    images smaller than the kernel; `TypeError` when images and weights differ in dtype.
 
-    Under `jax.vmap` over weights, `jax.lax.conv_general_dilated` (and `eqx.nn.Conv2d` with it) becomes a grouped convolution,
-    which XLA runs tens of times slower on a CPU; this layer becomes a batched matrix product.
+    Under `jax.vmap` over weights, `jax.lax.conv_general_dilated` (and `eqx.nn.Conv2d` with it) becomes a
+    grouped convolution, which XLA runs tens of times slower on a CPU; this layer becomes a batched matrix
+    product.
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> mk.nn.Conv2d(1, 8, 3, stride=2, key=jax.random.key(0))(jnp.ones((5, 1, 28, 28))).shape
@@ -71,6 +74,8 @@ class Conv2d(eqx.Module):
             )
         if isinstance(padding, str) and padding not in ("SAME", "VALID"):
             raise ValueError(f"padding={padding!r} is not known. {nearest(padding, ['SAME', 'VALID'])}")
+        if not isinstance(padding, str) and min(jax.tree.leaves(padding)) < 0:
+            raise ValueError(f"padding must be at least 0 on every side, got {padding}.")
         area = kernel[0] * kernel[1]
         self.weight = weight_init(
             key, (*kernel, in_channels, out_channels), area * in_channels, area * out_channels
@@ -79,7 +84,12 @@ class Conv2d(eqx.Module):
         self.stride, self.padding = _pair(stride), padding
 
     @typed
-    def __call__(self, x: Float[Array, "n c h w"]) -> Float[Array, "n c2 h2 w2"]:
+    def __call__(self, x: Float[Array, "n *in"]) -> Float[Array, "n c h w"]:
+        if x.ndim != 4:
+            raise ValueError(
+                f"this Conv2d takes a batch of images [n, {self.weight.shape[2]}, height, width], got "
+                f"{list(x.shape)}. Add an axis to one image by x[None], and to grey images by x[:, None]."
+            )
         return jnp.moveaxis(self.channels_last(jnp.moveaxis(x, 1, -1)), -1, 1)
 
     def channels_last(self, x: Array) -> Array:

@@ -51,8 +51,8 @@ class Conv4(eqx.Module):
 
     **Returns** (of a call): `[n, out_size]`, or the embedding `[n, d]` where there is no head.
 
-    **Raises:** `ValueError` when images have another size or number of channels than the network was made for, when they
-    are too small for four blocks, or for a stride other than 1 and 2.
+    **Raises:** `ValueError` when images have another size or number of channels than the network was made
+    for, when they are too small for four blocks, or for a stride other than 1 and 2.
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> network = mk.nn.Conv4(1, 28, out_size=5, key=jax.random.key(0))
@@ -85,7 +85,9 @@ class Conv4(eqx.Module):
         for _ in range(4):
             side = side // 2 if stride == 1 else -(-side // 2)
         if side < 1:
-            raise ValueError(f"image_size={image_size} is too small for four halvings; it must be at least 16.")
+            raise ValueError(
+                f"image_size={image_size} is too small for four halvings; it must be at least 16."
+            )
         *keys, head_key = jax.random.split(key, 5)
         channels = [in_channels, *[width] * 4]
         self.blocks = tuple(
@@ -93,7 +95,9 @@ class Conv4(eqx.Module):
             for i, o, k in zip(channels[:-1], channels[1:], keys, strict=True)
         )
         features = width if spatial_mean else width * side * side
-        self.head = None if out_size is None else Linear(features, out_size, weight_init=head_init, key=head_key)
+        self.head = (
+            None if out_size is None else Linear(features, out_size, weight_init=head_init, key=head_key)
+        )
         self.in_channels, self.image_size, self.spatial_mean = in_channels, image_size, spatial_mean
 
     @typed
@@ -101,8 +105,8 @@ class Conv4(eqx.Module):
         expected = (self.in_channels, self.image_size, self.image_size)
         if x.shape[1:] != expected:
             raise ValueError(
-                f"this Conv4 takes images of {list(expected)} (channels, height, width), got {list(x.shape[1:])}. "
-                "Make the network with the images' in_channels and image_size, or resize the images."
+                f"this Conv4 takes images of {list(expected)} (channels, height, width), got "
+                f"{list(x.shape[1:])}. Make the network with the images' in_channels and image_size, or resize the images."
             )
         x = jnp.moveaxis(x, 1, -1)
         for block in self.blocks:
@@ -121,7 +125,8 @@ def conv4_64(
 ) -> Conv4:
     """64 filters and max-pooling: the embedding of Matching and Prototypical Networks.
 
-    111,936 parameters for grey images (113,088 for colour) without a head; 28x28 gives 64 features, 84x84 gives 1,600.
+    111,936 parameters for grey images (113,088 for colour) without a head; 28x28 gives 64 features, 84x84
+    gives 1,600.
 
     **Arguments:** as in `Conv4`.
 
@@ -150,7 +155,7 @@ def maml_norm(channels: int) -> BatchStatNorm:
 
 
 def conv4_maml_omniglot(out_size: int | None = 5, *, norm: Norm = maml_norm, key: PRNGKey) -> Conv4:
-    """The MAML paper's Omniglot network: 64 filters, stride 2 instead of pooling, spatial mean, unit-normal head.
+    """The MAML paper's Omniglot network: 64 filters, strided without pooling, spatial mean, unit-normal head.
 
     111,424 convolution parameters, 256 norm biases and, for 5 classes, 325 in the head.
 
@@ -169,19 +174,25 @@ def conv4_maml_omniglot(out_size: int | None = 5, *, norm: Norm = maml_norm, key
     )
 
 
+def _ravi_norm(channels: int) -> BatchStatNorm:
+    """Batch norm as in the Meta-Learner LSTM's published code."""
+    return BatchStatNorm(channels, eps=1e-3)
+
+
 def conv4_32(
     out_size: int | None = 5,
     *,
     in_channels: int = 3,
     image_size: int = 84,
-    norm: Norm = BatchStatNorm,
+    norm: Norm = _ravi_norm,
     key: PRNGKey,
 ) -> Conv4:
     """32 filters and max-pooling: the mini-ImageNet network of MAML and the Meta-Learner LSTM.
 
-    32,901 parameters for 84x84 colour images and 5 classes.
+    32,901 parameters for 84x84 colour images and 5 classes; 32,773 with MAML's own norm,
+    `norm=mk.nn.maml_norm`.
 
-    **Arguments:** as in `Conv4`.
+    **Arguments:** as in `Conv4`; `norm`, default the Meta-Learner LSTM's, with scale, bias and epsilon 1e-3.
 
     **Returns:** a `Conv4`.
 

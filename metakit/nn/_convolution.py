@@ -6,11 +6,11 @@ A convolution is linear in the images x and in the weights w: one trilinear form
     input gradient    dx = T(·, w, g)
     weight gradient   dw = T(x, ·, g)
 
-The transpose of each with respect to either operand is another of the three. Primitives that name each other as their
-transposes are therefore closed under differentiation, to any order and in any mode (a nested `custom_vjp` would fail
-forward-over-reverse). `vmap` gives a grouped convolution, which XLA runs very slowly on a CPU and gathers from every
-device when it is sharded; the batching rule here folds mapped axes into one explicit leading task axis instead, or into
-the batch of images where the weights are shared.
+The transpose of each with respect to either operand is another of the three. Primitives that name each
+other as their transposes are therefore closed under differentiation, to any order and in any mode (a nested
+`custom_vjp` would fail forward-over-reverse). `vmap` gives a grouped convolution, which XLA runs very
+slowly on a CPU and gathers from every device when it is sharded; the batching rule here folds mapped axes
+into one explicit leading task axis instead, or into the batch of images where the weights are shared.
 """
 
 import functools
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ._convolution_maps import Geometry, input_gradient, output, weight_gradient
@@ -44,10 +45,10 @@ def _define(name: str, compute: Callable[..., Array], shape: Callable[..., tuple
     primitive = Primitive(name)
 
     def abstract(a: Any, b: Any, *, geometry: Geometry) -> Any:
-        # Keep the manual axes over which the operands vary, or `shard_map(check_vma=True)` refuses the cotangents.
-        varying = frozenset(getattr(a, "vma", frozenset())) | frozenset(getattr(b, "vma", frozenset()))
-        options = {"vma": varying} if varying else {}
-        return jax.core.ShapedArray(shape(a.shape, b.shape, geometry), a.dtype, **options)
+        out = shape(a.shape, b.shape, geometry)
+        # `update` keeps the manual axes over which the operands vary. Without them `shard_map(check_vma=True)`
+        # refuses the cotangents or, worse, leaves out the sum over devices.
+        return a.update(shape=out, weak_type=False, sharding=_sharding(a, b, len(out)))
 
     def lower(a: Array, b: Array, *, geometry: Geometry) -> Array:
         if a.ndim == 5 and a.shape[0] == 1:  # a chunk of one task: XLA's own convolution is open to it again
@@ -58,6 +59,18 @@ def _define(name: str, compute: Callable[..., Array], shape: Callable[..., tuple
     primitive.def_impl(jax.jit(functools.partial(_bind, primitive), static_argnames="geometry"))
     mlir.register_lowering(primitive, mlir.lower_fun(lower, multiple_results=False))
     return primitive
+
+
+def _sharding(a: Any, b: Any, rank: int) -> NamedSharding:
+    """Inside `shard_map` and outside any mesh, types say nothing of how an array is split."""
+    split = [x for x in (a, b) if any(axis is not None for axis in x.sharding.spec)]
+    if split:
+        raise ValueError(
+            f"a convolution got {split[0].str_short()}, which an Explicit mesh (the default of jax.make_mesh) "
+            "splits in its type. Make the mesh by mk.sharding.task_mesh, or with "
+            "axis_types=(jax.sharding.AxisType.Auto,), or convolve inside jax.shard_map."
+        )
+    return a.sharding.update(spec=PartitionSpec(*[None] * rank))
 
 
 def _bind(primitive: Primitive, a: Array, b: Array, geometry: Geometry) -> Array:
@@ -86,7 +99,9 @@ def _register_derivatives() -> None:
 _register_derivatives()
 
 
-def _batch(primitive: Primitive, args: Sequence[Array], dims: Sequence[Any], *, geometry: Geometry) -> tuple[Array, int]:
+def _batch(
+    primitive: Primitive, args: Sequence[Array], dims: Sequence[Any], *, geometry: Geometry
+) -> tuple[Array, int]:
     (a, b), (a_dim, b_dim) = args, dims
     size = a.shape[a_dim] if a_dim is not None else b.shape[b_dim]
     if primitive is not weight_gradient_p and b_dim is None:
@@ -116,7 +131,32 @@ for _primitive in (output_p, input_gradient_p, weight_gradient_p):
     batching.primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
 
 
-def convolve(x: Array, w: Array, *, stride: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
+def _varying(x: Array) -> frozenset[Any]:
+    # JAX renamed `vma` to `manual_axis_type.varying` by 0.10.2; outside `shard_map(check_vma=True)` it is
+    # empty.
+    kind = jax.typeof(x)
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+
+
+def _vary_alike(x: Array, w: Array) -> tuple[Array, Array]:
+    """What JAX does for the operands of its own primitives; its transpose is the sum over devices."""
+    together = _varying(x) | _varying(w)
+    x, w = (
+        jax.lax.pcast(a, tuple(sorted(missing)), to="varying") if (missing := together - _varying(a)) else a
+        for a in (x, w)
+    )
+    return x, w
+
+
+def convolve(
+    x: Array, w: Array, *, stride: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
+) -> Array:
     """Cross-correlate images `[n, h, w, c]` with weights `[kh, kw, c, o]`."""
+    if x.dtype != w.dtype:
+        raise TypeError(
+            f"images are {x.dtype} and the convolution's weights {w.dtype}; they must be alike. Convert the "
+            f"images with x.astype({str(w.dtype)!r})."
+        )
     geometry = Geometry((x.shape[1], x.shape[2]), (w.shape[0], w.shape[1]), stride, padding)
+    x, w = _vary_alike(x, w)
     return output_p.bind(x, w, geometry=geometry)

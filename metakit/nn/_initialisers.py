@@ -1,4 +1,4 @@
-"""How weights start: functions `(key, shape, fan_in, fan_out) -> array` in the default floating-point dtype."""
+"""How weights start: functions `(key, shape, fan_in, fan_out) -> array` in the default float dtype."""
 
 import math
 from typing import Protocol

@@ -59,8 +59,8 @@ class MLP(eqx.Module):
     - `width`: units of each hidden layer.
     - `depth`: number of hidden layers, at least 0.
     - `activation`: elementwise, default ReLU.
-    - `weight_init`: how every weight starts, default He normal. `mk.nn.small_truncated_normal` is the published start of
-      MAML's sinusoid network (standard deviation 0.01).
+    - `weight_init`: how every weight starts, default He normal. `mk.nn.small_truncated_normal` is the
+      published start of MAML's sinusoid network (standard deviation 0.01).
     - `key`: random key of the initial weights.
 
     **Returns** (of a call): `[n, out_size]`.

@@ -28,11 +28,12 @@ class BatchStatNorm(eqx.Module):
     - `channels`: size of the channel axis (axis 1 of a call's `x`).
     - `eps`: added to the variance; 1e-5 by default, 1e-3 in MAML's published networks.
     - `use_scale`, `use_bias`: whether there is a $\gamma$ (starts at 1) and a $\beta$ (starts at 0).
+    - `statistics`: a mean and a variance to use instead of the batch's; default `None`.
 
     **Returns** (of a call): the shape of `x`.
 
-    Statistics of a query batch are shared between its examples (*transductive*). `freeze_statistics` gives the
-    inductive form. The variance is the biased one, as in training mode everywhere.
+    Statistics of a query batch are shared between its examples (*transductive*). `freeze_statistics` gives
+    the inductive form. The variance is the biased one, as in training mode everywhere.
 
     **Raises:** `ValueError` when `x` is not `[n, channels, ...]`.
 
@@ -49,11 +50,19 @@ class BatchStatNorm(eqx.Module):
     channels: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
-    def __init__(self, channels: int, *, eps: float = 1e-5, use_scale: bool = True, use_bias: bool = True):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        use_scale: bool = True,
+        use_bias: bool = True,
+        statistics: Statistics | None = None,
+    ):
         dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
         self.scale = jnp.ones((channels,), dtype) if use_scale else None
         self.bias = jnp.zeros((channels,), dtype) if use_bias else None
-        self.statistics = None
+        self.statistics = statistics
         self.channels = channels
         self.eps = eps
 
@@ -88,8 +97,8 @@ class PerStepNorm(eqx.Module):
 
     **Arguments:**
 
-    - `num_steps`: how many sets of parameters; the query is judged with those after the last step, so `num_steps` inner
-      steps need `num_steps + 1`.
+    - `num_steps`: how many sets of parameters; the query is judged with those after the last step, so
+      `num_steps` inner steps need `num_steps + 1`.
     - `channels`, `eps`: as in `BatchStatNorm`.
 
     A call uses the parameters of step 0; `at_step(model, i)` picks another step's.
@@ -184,9 +193,11 @@ def _is(kind: type) -> Any:
 def at_step(model: Any, step: int | Int[Array, ""]) -> Any:
     """The model whose `PerStepNorm` layers use the parameters of one inner step.
 
-    **Arguments:** `model`, any PyTree; `step`, an index from 0 (may be traced; past the end, the last is used).
+    **Arguments:** `model`, any PyTree; `step`, an index from 0 (may be traced; past the end, the last is
+    used).
 
-    **Returns:** the model with each `PerStepNorm` replaced by that step's `BatchStatNorm`; others pass through.
+    **Returns:** the model with each `PerStepNorm` replaced by that step's `BatchStatNorm`; others pass
+    through.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> type(mk.nn.at_step(mk.nn.PerStepNorm(6, 2), 3)).__name__
@@ -194,67 +205,7 @@ def at_step(model: Any, step: int | Int[Array, ""]) -> Any:
     """
     index = jnp.asarray(step, jnp.int32)
     return jax.tree.map(
-        lambda node: node.of_step(index) if isinstance(node, PerStepNorm) else node, model, is_leaf=_is(PerStepNorm)
+        lambda node: node.of_step(index) if isinstance(node, PerStepNorm) else node,
+        model,
+        is_leaf=_is(PerStepNorm),
     )
-
-
-class _Recorder(eqx.Module):
-    """A norm that also writes down the statistics it used, while `freeze_statistics` runs the model."""
-
-    norm: BatchStatNorm
-    notes: list[Any] = eqx.field(static=True)
-    index: int = eqx.field(static=True)
-
-    def __call__(self, x: Array) -> Array:
-        return jnp.moveaxis(self.channels_last(jnp.moveaxis(x, 1, -1)), -1, 1)
-
-    def channels_last(self, x: Array) -> Array:
-        self.notes[self.index] = Statistics(*self.norm.moments(x))
-        return self.norm.channels_last(x)
-
-
-def freeze_statistics(model: Any, x: Any) -> Any:
-    """A copy of the model in which every `BatchStatNorm` keeps the statistics of batch `x`.
-
-    Frozen on a support set it makes the *inductive* policy (a query's score no longer depends on the other queries);
-    frozen on training images it stands for *running* statistics, without any state.
-
-    **Arguments:**
-
-    - `model`: any module called with a batch. It is run once on `x`; nothing is changed.
-    - `x`: the batch, `[n, *in]`.
-
-    **Returns:** the same model with frozen statistics. They are leaves, so gradients flow into them.
-
-    **Raises:** `ValueError` when the model has no `BatchStatNorm`, or when one of them is not reached by a call (or only
-    inside a `jax.lax.scan`, `jax.checkpoint` or `jax.jit` of the model's own, from which nothing can be recorded).
-
-    >>> import jax.numpy as jnp, metakit as mk
-    >>> norm = mk.nn.freeze_statistics(mk.nn.BatchStatNorm(1), jnp.array([[1.0], [3.0]]))
-    >>> norm(jnp.array([[2.0]])).tolist()
-    [[0.0]]
-    """
-    norms = [node for node in jax.tree.leaves(model, is_leaf=_is(BatchStatNorm)) if isinstance(node, BatchStatNorm)]
-    if not norms:
-        raise ValueError(
-            "freeze_statistics found no BatchStatNorm in the model, so there are no batch statistics to freeze. "
-            "Use norm_policy='transductive' (it changes nothing for this model), or mk.nn.BatchStatNorm layers."
-        )
-    notes: list[Any] = [None] * len(norms)
-    indices = iter(range(len(norms)))
-
-    def record(node: Any) -> Any:
-        return _Recorder(node, notes, next(indices)) if isinstance(node, BatchStatNorm) else node
-
-    jax.tree.map(record, model, is_leaf=_is(BatchStatNorm))(x)
-    missed = [i for i, note in enumerate(notes) if note is None]
-    if missed:
-        raise ValueError(f"the model never called its BatchStatNorm number {missed}, so it has no statistics to freeze.")
-    kept = iter(notes)
-
-    def freeze(node: Any) -> Any:
-        if not isinstance(node, BatchStatNorm):
-            return node
-        return eqx.tree_at(lambda n: n.statistics, node, next(kept), is_leaf=lambda leaf: leaf is None)
-
-    return jax.tree.map(freeze, model, is_leaf=_is(BatchStatNorm))

@@ -22,8 +22,8 @@ def max_pool_last(x: Array, size: int) -> Array:
 def max_pool2d(x: Float[Array, "n c h w"], size: int = 2) -> Float[Array, "n c h2 w2"]:
     """The maximum of each `size` by `size` window; a remainder at the right or lower edge is dropped.
 
-    Written with strided slices: the gradient of `lax.reduce_window` is select-and-scatter, which is slow on a CPU and
-    slower in its second derivative.
+    Written with strided slices: the gradient of `lax.reduce_window` is select-and-scatter, which is slow on
+    a CPU and slower in its second derivative.
 
     **Arguments:**
 
@@ -39,5 +39,7 @@ def max_pool2d(x: Float[Array, "n c h w"], size: int = 2) -> Float[Array, "n c h
     [[[[5.0, 7.0], [13.0, 15.0]]]]
     """
     if size < 1 or min(x.shape[2:]) < size:
-        raise ValueError(f"size must lie in 1..{min(x.shape[2:])} for images {list(x.shape[2:])}, got {size}.")
+        raise ValueError(
+            f"size must lie in 1..{min(x.shape[2:])} for images {list(x.shape[2:])}, got {size}."
+        )
     return jnp.moveaxis(max_pool_last(jnp.moveaxis(x, 1, -1), size), -1, 1)

@@ -3,6 +3,7 @@ from ._decode import DecodeError as DecodeError
 from ._download import DownloadError as DownloadError, download as download
 from ._episodes import Episodes as Episodes
 from ._folder import image_folder as image_folder
+from ._glyphs import glyphs as glyphs
 from ._linear import (
     LinearPosterior as LinearPosterior,
     LinearRegression as LinearRegression,

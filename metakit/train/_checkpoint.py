@@ -80,7 +80,6 @@ class Checkpoints:
             max_to_keep=max_to_keep,
             # A save that returns is on disk; and no thread reads a state whose memory the next step donates.
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
         )
         with _quiet():
             self._manager = ocp.CheckpointManager(self.folder / "steps", options=options)
@@ -108,7 +107,9 @@ class Checkpoints:
             record["best"] = {"score": float(best.score), "step": int(best.step), "learner": leaves}
             items["best"] = ocp.args.StandardSave(_to_arrays(best.learner))
         items["record"] = ocp.args.JsonSave(record)
-        with _quiet(), room_needed(self.folder), self._no_leftovers():
+        # Not when the folder is opened: whoever opens it to evaluate may do so while the run is saving.
+        self._remove_unfinished()
+        with _quiet(), room_needed(self.folder), self._none_unfinished_after():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     @typed
@@ -158,17 +159,19 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() == 0:
+            for unfinished in (self.folder / "steps").glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+
     @contextlib.contextmanager
-    def _no_leftovers(self) -> Iterator[None]:
+    def _none_unfinished_after(self) -> Iterator[None]:
         """Remove what a failed save has written: on a full disk it is in the way of the next attempt."""
-        saved = False
         try:
             yield
-            saved = True
-        finally:
-            if not saved and jax.process_index() == 0:
-                for partial in (self.folder / "steps").glob("*.orbax-checkpoint-tmp"):
-                    shutil.rmtree(partial, ignore_errors=True)
+        except BaseException:
+            self._remove_unfinished()
+            raise
 
     def _step(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps())

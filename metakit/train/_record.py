@@ -32,8 +32,11 @@ def open_record(folder: pathlib.Path, config: Mapping[str, Any] | None) -> dict[
         with room_needed(folder):
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps({"version": _VERSION, "config": config}, indent=2) + "\n")
-            partial.replace(path)  # at once, so that no half-written record is ever found
+            try:
+                partial.write_text(json.dumps({"version": _VERSION, "config": config}, indent=2) + "\n")
+                partial.replace(path)  # at once, so that no half-written record is ever found
+            finally:
+                partial.unlink(missing_ok=True)
         return config
     try:
         record = json.loads(path.read_text())

@@ -136,7 +136,9 @@ ROWS = [
         accuracy,
         no_steps,
     ),
-    Row("fomaml", maml, regressor(maml.fomaml, inner=sgd, num_steps=3), sinusoid, error, no_steps, first_order),
+    Row(
+        "fomaml", maml, regressor(maml.fomaml, inner=sgd, num_steps=3), sinusoid, error, no_steps, first_order
+    ),
     Row("anil", maml, regressor(maml.anil, inner=sgd, num_steps=3), sinusoid, error, no_steps),
     Row("boil", maml, regressor(maml.boil, inner=sgd, num_steps=3), sinusoid, error, no_steps),
     Row("meta_sgd", maml, regressor(maml.meta_sgd, rate=0.05, num_steps=3), sinusoid, error, no_steps),
@@ -144,14 +146,26 @@ ROWS = [
         "mamlpp",
         maml,
         image_classifier(
-            maml.mamlpp, functools.partial(mk.nn.PerStepNorm, 2), rate=0.4, num_steps=2, norm_policy="inductive"
+            maml.mamlpp,
+            functools.partial(mk.nn.PerStepNorm, 2),
+            rate=0.4,
+            num_steps=2,
+            norm_policy="inductive",
         ),
         images,
         accuracy,
         no_steps,
     ),
-    Row("matching", matching, metric_learner(matching.Matching, 6, scale=mk.learned(5.0)), clusters, accuracy),
-    Row("matching_regression", matching, metric_learner(matching.Matching, 1, scale=mk.learned(5.0)), sinusoid, error),
+    Row(
+        "matching", matching, metric_learner(matching.Matching, 6, scale=mk.learned(5.0)), clusters, accuracy
+    ),
+    Row(
+        "matching_regression",
+        matching,
+        metric_learner(matching.Matching, 1, scale=mk.learned(5.0)),
+        sinusoid,
+        error,
+    ),
     Row("matching_full_context", matching, full_context, clusters, accuracy),
     Row("prototypical", prototypical, metric_learner(prototypical.Prototypical, 6), clusters, accuracy),
     Row("own_learner", own_learner, ridge, clusters, accuracy),

@@ -19,6 +19,12 @@ from metakit.learners import prototypical
 from metakit.learners.prototypical import Prototypical, adapt, meta_loss, predict, prototypes
 
 
+@eqx.filter_jit
+def outputs(learner, support, x):
+    """Adapt and predict; compiled, since op-by-op dispatch is most of the time of tests this small."""
+    return predict(adapt(learner, support), x)
+
+
 def test_is_an_algorithm():
     """Catches a missing or renamed function."""
     assert isinstance(prototypical, mk.Algorithm)
@@ -29,7 +35,7 @@ def test_equals_a_linear_softmax(key):
     episode = random_episode(key, way=4, shot=3, d=5)
     c, _ = prototypes(episode.support.x, episode.support.y[:, None] == jnp.arange(4)[None])
     linear = 2 * episode.query.x @ c.T - jnp.sum(c**2, axis=1)[None]
-    logits = predict(adapt(Prototypical(flat), episode.support), episode.query.x)
+    logits = outputs(Prototypical(flat), episode.support, episode.query.x)
     np.testing.assert_allclose(jax.nn.softmax(logits), jax.nn.softmax(linear), atol=1e-12)
 
 
@@ -39,7 +45,7 @@ def test_rotating_and_translating_the_features_changes_nothing(key):
     rotation, _ = jnp.linalg.qr(jax.random.normal(jax.random.fold_in(key, 9), (4, 4)))
 
     def score(embed):
-        return predict(adapt(Prototypical(embed), episode.support), episode.query.x)
+        return outputs(Prototypical(embed), episode.support, episode.query.x)
 
     moved = score(lambda x: x @ rotation + 7.0)
     np.testing.assert_allclose(moved, score(flat), rtol=1e-10, atol=1e-10)
@@ -52,8 +58,8 @@ def test_one_shot_of_unit_length_is_the_cosine_with_scale_two(key):
     def unit(x):
         return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
-    euclidean = predict(adapt(Prototypical(unit), episode.support), episode.query.x)
-    angle = predict(adapt(Prototypical(flat, distance="cosine", scale=2.0), episode.support), episode.query.x)
+    euclidean = outputs(Prototypical(unit), episode.support, episode.query.x)
+    angle = outputs(Prototypical(flat, distance="cosine", scale=2.0), episode.support, episode.query.x)
     np.testing.assert_allclose(jax.nn.softmax(euclidean), jax.nn.softmax(angle), atol=1e-12)
     means, _ = prototypes(episode.support.x, episode.support.y[:, None] == jnp.arange(3)[None])
     np.testing.assert_allclose(means, episode.support.x, atol=1e-15)
@@ -72,7 +78,7 @@ def test_each_class_is_divided_by_its_own_count(key):
 def test_unbalanced_support_by_hand():
     """Catches the same in the scores: prototypes (2, 0) of two examples and (9, 9) of one."""
     support = mk.Examples(jnp.array([[1.0, 0.0], [9.0, 9.0], [3.0, 0.0]]), jnp.array([0, 1, 0]), way=2)
-    logits = predict(adapt(Prototypical(flat), support), jnp.array([[2.0, 1.0], [9.0, 8.0]]))
+    logits = outputs(Prototypical(flat), support, jnp.array([[2.0, 1.0], [9.0, 8.0]]))
     np.testing.assert_allclose(logits, [[-1.0, -113.0], [-113.0, -1.0]], atol=1e-12)
 
 
@@ -95,10 +101,10 @@ def test_a_class_without_support_has_probability_zero_and_finite_gradients(dista
     query = random_examples(jax.random.fold_in(key, 1), [0, 2], way=4)
     x = jnp.zeros_like(query.x).at[1].set(query.x[1])  # the first query sits on the zero prototype
     learner = Prototypical(Affine(4, 3, key), distance=distance)
-    logits = predict(adapt(learner, support), x)
+    logits = outputs(learner, support, x)
     assert jnp.isneginf(logits[:, jnp.array([1, 3])]).all()
     assert jnp.isfinite(logits[:, jnp.array([0, 2])]).all()
-    loss, gradient = eqx.filter_value_and_grad(meta_loss)(learner, mk.Episode(support, query))
+    loss, gradient = eqx.filter_jit(eqx.filter_value_and_grad(meta_loss))(learner, mk.Episode(support, query))
     assert np.isfinite(loss)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     means, present = prototypes(support.x, support.y[:, None] == jnp.arange(4)[None])
@@ -111,7 +117,7 @@ def test_labels_outside_the_range_belong_to_no_class(key):
     support = random_examples(key, [0, 1, 2, -1, 3], way=3)
     kept = mk.Examples(support.x[:3], support.y[:3], way=3)
     query = jax.random.normal(key, (2, 4))
-    scores = [predict(adapt(Prototypical(flat), s), query) for s in (support, kept)]
+    scores = [outputs(Prototypical(flat), s, query) for s in (support, kept)]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-12)
 
 
@@ -155,7 +161,7 @@ def test_joint_policy_embeds_support_and_queries_in_one_batch(key):
     both = embed(jnp.concatenate([episode.support.x, episode.query.x]))
     c, _ = prototypes(both[:6], episode.support.y[:, None] == jnp.arange(3)[None])
     expected = -jnp.sum((both[6:, None] - c[None]) ** 2, axis=-1)
-    logits = predict(adapt(Prototypical(embed), episode.support), episode.query.x)
+    logits = outputs(Prototypical(embed), episode.support, episode.query.x)
     np.testing.assert_allclose(logits, expected, atol=1e-12)
 
 
@@ -175,7 +181,8 @@ def test_jit_and_vmap_equal_the_loop(norm_policy, key):
     episodes = eqx.filter_vmap(random_episode)(keys)
     learner = Prototypical(Affine(4, 3, key, norm=True), norm_policy=norm_policy)
     batched = eqx.filter_jit(eqx.filter_vmap(meta_loss, in_axes=(None, 0, 0)))(learner, episodes, keys)
-    loop = [meta_loss(learner, random_episode(k)) for k in keys]
+    one = eqx.filter_jit(meta_loss)
+    loop = [one(learner, random_episode(k)) for k in keys]
     np.testing.assert_allclose(batched, loop, rtol=1e-10)
 
 
@@ -186,7 +193,7 @@ def test_adapted_tasks_can_be_stacked(key):
     learner = Prototypical(Affine(4, 3, key, norm=True), norm_policy="inductive")
     adapted = eqx.filter_vmap(adapt, in_axes=(None, 0))(learner, episodes.support)
     stacked = eqx.filter_vmap(predict)(adapted, episodes.query.x)
-    one = predict(adapt(learner, random_episode(keys[1]).support), episodes.query.x[1])
+    one = outputs(learner, random_episode(keys[1]).support, episodes.query.x[1])
     np.testing.assert_allclose(stacked[1], one, atol=1e-12)
 
 
@@ -237,7 +244,7 @@ def test_wrong_support_is_refused(support, message, norm_policy):
     """Catches an error deep inside jax, or none: feature maps would give plausible numbers."""
     learner = Prototypical(lambda x: x, norm_policy=norm_policy)
     with pytest.raises(ValueError, match=message):
-        predict(adapt(learner, support), support.x)
+        outputs(learner, support, support.x)
 
 
 @pytest.mark.parametrize("norm_policy", ["joint", "transductive"])

@@ -1,5 +1,7 @@
 """A second-order meta-learner of a dozen lines, so that these tests depend on no learner of the library."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,9 @@ def make_learner():
     }
 
 
+@functools.cache
 def make_tasks(count):
+    @eqx.filter_jit
     @eqx.filter_vmap
     def make(key):
         def examples(key):
@@ -57,6 +61,9 @@ def make_keys(count):
     return mk.random.task_keys(jax.random.key(2), 0, count)
 
 
+_gradient = eqx.filter_jit(eqx.filter_value_and_grad(meta_loss))
+
+
 def by_hand(learner, tasks, keys=None):
     """Mean loss and gradient from a Python loop over tasks: what every other way must equal."""
     count = len(tasks.support.x)
@@ -64,10 +71,7 @@ def by_hand(learner, tasks, keys=None):
     def one(i):
         return jax.tree.map(lambda leaf: leaf[i], tasks)
 
-    results = [
-        eqx.filter_value_and_grad(meta_loss)(learner, one(i), None if keys is None else keys[i])
-        for i in range(count)
-    ]
+    results = [_gradient(learner, one(i), None if keys is None else keys[i]) for i in range(count)]
     losses = jnp.stack([loss for loss, _ in results])
     gradient = jax.tree.map(lambda *leaves: sum(leaves) / count, *[gradient for _, gradient in results])
     return jnp.mean(losses), gradient, losses

@@ -1,0 +1,182 @@
+"""The options of the command line, and the settings that they and a preset make together."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+
+from .._errors import nearest
+
+DATA = ("glyphs", "omniglot", "sinusoid", "linear", "folder")
+REGRESSION = ("sinusoid", "linear")
+
+
+class UsageError(ValueError):
+    """Options that do not fit together; shown without a traceback, exit status 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Meta-train an algorithm, evaluate it on unseen classes, and write a report.
+
+    Options left out come from the preset of the algorithm and the data (`metakit list` shows them)."""
+
+    algorithm: tyro.conf.Positional[str]
+    """maml, fomaml, anil, boil, meta-sgd, mamlpp, matching or prototypical."""
+    data: Annotated[str, tyro.conf.arg(metavar="glyphs|omniglot|sinusoid|linear|folder")] = "glyphs"
+    """What to train on. Glyphs, sinusoid and linear are built in."""
+    path: pathlib.Path | None = None
+    """Folder of Omniglot's two archives, or of your own images (one sub-folder a class)."""
+    split: str | None = None
+    """Omniglot's split: vinyals, lake or seeded."""
+    way: int | None = None
+    """Classes in a training episode."""
+    shot: int | None = None
+    """Support examples of each class (for regression: in all)."""
+    queries: int | None = None
+    """Query examples of each class in training (for regression: in all)."""
+    test_way: int | None = None
+    """Classes in a test episode; gradient-based learners need the training way."""
+    test_queries: int | None = None
+    """Query examples of each class in a test episode."""
+    steps: int | None = None
+    """Outer steps in all."""
+    meta_batch: int | None = None
+    """Tasks in one outer step."""
+    rate: float | None = None
+    """Outer rate (Adam)."""
+    schedule: Literal["constant", "cosine", "halving"] | None = None
+    """How the outer rate falls."""
+    clip_norm: float | None = None
+    """Largest Euclidean norm of a meta-gradient."""
+    inner_rate: float | None = None
+    """Inner rate, of the mean support loss (gradient-based learners)."""
+    inner_steps: int | None = None
+    """Inner steps in training."""
+    test_inner_steps: int | None = None
+    """Inner steps in evaluation."""
+    norm_policy: Literal["transductive", "joint", "inductive"] | None = None
+    """Whose statistics batch norm uses for the query set."""
+    scale: float | None = None
+    """Factor of the similarities before the softmax (metric learners)."""
+    validate_every: int | None = None
+    """Outer steps between validations."""
+    validation_tasks: int | None = None
+    """Tasks in a validation."""
+    test_tasks: int | None = None
+    """Tasks in the final test."""
+    seed: int | None = None
+    """Seed of every random draw."""
+    devices: int | None = None
+    """Devices to spread the tasks over."""
+    run: pathlib.Path | None = None
+    """Run folder to make; by default runs/ALGORITHM-DATA-TIME."""
+    resume: pathlib.Path | None = None
+    """Run folder to continue."""
+    smoke: bool = False
+    """A few steps only: checks that everything works, learns nothing."""
+    compilation_cache: bool = True
+    """Keep compiled programs for the next run."""
+    traceback: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the best learner of a run on its test tasks, or on others."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """Run folder."""
+    way: int | None = None
+    """Classes in an episode; gradient-based learners need the training way."""
+    shot: int | None = None
+    """Support examples of each class (for regression: in all)."""
+    queries: int | None = None
+    """Query examples of each class (for regression: in all)."""
+    inner_steps: int | None = None
+    """Inner steps (gradient-based learners)."""
+    num_tasks: int | None = None
+    """How many tasks."""
+    path: pathlib.Path | None = None
+    """Where the data is, if it has moved."""
+    seed: int = 1
+    """Seed of the test tasks."""
+    compilation_cache: bool = True
+    """Keep compiled programs for the next run."""
+    traceback: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Show the algorithms, the data sets and their presets."""
+
+    traceback: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome of a run; recorded in its folder."""
+
+    algorithm: str
+    data: str
+    path: str | None
+    split: str | None
+    way: int
+    shot: int
+    queries: int
+    test_way: int
+    test_queries: int
+    steps: int
+    meta_batch: int
+    rate: float
+    schedule: str
+    clip_norm: float | None
+    inner_rate: float
+    inner_steps: int
+    test_inner_steps: int
+    norm_policy: str
+    scale: float
+    validate_every: int
+    validation_tasks: int
+    test_tasks: int
+    seed: int
+    devices: int
+    smoke: bool
+
+    @property
+    def regression(self) -> bool:
+        return self.data in REGRESSION
+
+
+_CHOSEN = tuple(field.name for field in dataclasses.fields(Settings) if field.name not in ("algorithm", "data", "smoke"))
+
+
+def explicit(options: Train) -> dict[str, object]:
+    """The settings that were given on the command line."""
+    given = {name: getattr(options, name) for name in _CHOSEN}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "path" in given:
+        given["path"] = str(options.path)
+    return given
+
+
+def settings(options: Train, preset: dict[str, object]) -> Settings:
+    """The preset, overridden by what was given; what neither says follows from the training episodes."""
+    if options.data not in DATA:
+        raise UsageError(f"--data {options.data!r} is not known. {nearest(options.data, DATA)}")
+    values = {"path": None, "split": None, "clip_norm": None, **preset, **explicit(options)}
+    values.setdefault("test_way", values["way"])
+    values.setdefault("test_queries", values["queries"])
+    values.setdefault("test_inner_steps", values["inner_steps"])
+    if options.smoke:
+        values |= {"steps": 4, "validate_every": 2, "validation_tasks": 8, "test_tasks": 20, "meta_batch": 2}
+        values |= explicit(options)
+    if values["steps"] % values["validate_every"]:
+        raise UsageError(
+            f"--validate-every {values['validate_every']} must divide --steps {values['steps']}, so that the last step "
+            "is validated too."
+        )
+    return Settings(algorithm=options.algorithm, data=options.data, smoke=options.smoke, **values)  # type: ignore[arg-type]

@@ -1,0 +1,88 @@
+"""Training, validation and test tasks from settings."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import tasks
+from ._config import Settings, UsageError
+
+PARTS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where tasks come from."""
+
+    train: Callable[..., Any]
+    val: Callable[..., Any]
+    test: Callable[..., Any]
+    pools: dict[str, tasks.ImagePool]
+    about: str
+
+
+def load(settings: Settings) -> Data:
+    """The tasks of a run."""
+    if settings.regression:
+        return _regression(settings)
+    pools = {part: _pool(settings, part) for part in PARTS} if settings.data != "folder" else _folder(settings)
+    test = (settings.test_way, settings.shot, settings.test_queries)
+    return Data(
+        train=tasks.Episodes(pools["train"], settings.way, settings.shot, settings.queries),
+        val=tasks.Episodes(pools["val"], *test),
+        test=tasks.Episodes(pools["test"], *test),
+        pools=pools,
+        about=_about(settings, pools),
+    )
+
+
+def _regression(settings: Settings) -> Data:
+    family = tasks.Sinusoid if settings.data == "sinusoid" else tasks.LinearRegression
+    train = family(shot=settings.shot, queries=settings.queries)
+    test = family(shot=settings.shot, queries=settings.test_queries)
+    about = "sinusoids, amplitude 0.1 to 5.0" if settings.data == "sinusoid" else "lines of varying slope and intercept"
+    return Data(train, test, test, {}, about)
+
+
+def _pool(settings: Settings, part: str) -> tasks.ImagePool:
+    if settings.data == "glyphs":
+        return tasks.glyphs(part)
+    split = settings.split or "vinyals"
+    if split == "lake":  # it has no validation part; its test alphabets must not choose the model
+        return _lake(settings, part)
+    return tasks.omniglot(settings.path, split=split, part=part, rotations=True)
+
+
+def _lake(settings: Settings, part: str) -> tasks.ImagePool:
+    """`lake` names two sets of alphabets; every eighth background character is kept for validation."""
+    if part == "test":
+        return tasks.omniglot(settings.path, split="lake", part="test", rotations=True)
+    pool = tasks.omniglot(settings.path, split="lake", part="train", rotations=False)
+    held_out = np.arange(len(pool.names)) % 8 == 7
+    return tasks.rotated(tasks.subset(pool, np.flatnonzero(held_out if part == "val" else ~held_out).tolist()))
+
+
+def _folder(settings: Settings) -> dict[str, tasks.ImagePool]:
+    """A folder has no split of its own: classes are dealt out in a seeded order, 70 / 15 / 15 %."""
+    if settings.path is None:
+        raise UsageError("--data folder needs --path, a folder that holds one sub-folder of images for each class.")
+    pool = tasks.image_folder(settings.path)
+    order = np.random.default_rng(settings.seed).permutation(len(pool.names))
+    least = {"train": settings.way, "val": settings.test_way, "test": settings.test_way}
+    held_out = max(round(0.15 * len(order)), settings.test_way)
+    dealt = {"val": order[:held_out], "test": order[held_out : 2 * held_out], "train": order[2 * held_out :]}
+    if len(dealt["train"]) < least["train"]:
+        raise UsageError(
+            f"{settings.path} holds {len(order)} classes; {settings.way}-way training with unseen classes for validation "
+            f"and test needs at least {2 * settings.test_way + settings.way}. Add classes, or lower --way and --test-way."
+        )
+    return {part: tasks.subset(pool, sorted(int(i) for i in dealt[part])) for part in PARTS}
+
+
+def _about(settings: Settings, pools: dict[str, tasks.ImagePool]) -> str:
+    classes = ", ".join(f"{len(pools[part].names)} {part}" for part in PARTS)
+    split = {"omniglot": f"{settings.split or 'vinyals'} split, 90-degree rotations as classes", "glyphs": "split by script"}
+    named = split.get(settings.data, f"classes dealt out with seed {settings.seed}")
+    return f"{settings.data} ({named}; {classes} classes; test pool sha256 {tasks.fingerprint(pools['test'])[:12]})"

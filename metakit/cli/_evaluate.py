@@ -1,0 +1,57 @@
+"""`metakit evaluate`: the best learner of a run, on its own test tasks or on others."""
+
+import dataclasses
+import time
+
+import jax
+from rich.console import Console
+
+from .. import train
+from ._assess import assess
+from ._config import Evaluate, Settings, UsageError
+from ._data import load
+from ._presets import ALGORITHMS
+from ._report import as_record, report, show_table
+from ._run_folder import open_run, write
+from ._train import initial_state
+
+
+def run(options: Evaluate, console: Console) -> int:
+    """Evaluate and write the result into the run folder; returns the exit status."""
+    folder, trained = open_run(options.run)
+    chosen = _overridden(trained, options)
+    data = load(chosen)
+    _, template = initial_state(trained, load(trained) if trained.data == "folder" else data)
+    with train.Checkpoints(folder.checkpoints) as checkpoints:
+        if checkpoints.latest_step is None:
+            raise UsageError(f"{options.run} holds no checkpoint yet. Continue it with --resume {options.run}.")
+        best = checkpoints.restore_best(template.learner)
+        learner = checkpoints.restore(template).learner if best is None else best.learner
+    console.print(f"{ALGORITHMS[chosen.algorithm].about} on {data.about}", highlight=False)
+
+    started = time.perf_counter()
+    assessment = assess(chosen, data, learner, jax.random.fold_in(jax.random.key(options.seed), 3))
+    name = f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
+    seconds = time.perf_counter() - started
+    write(folder.path / f"{name}.md", report(chosen, assessment, about=data.about, pictures=[], seconds=seconds))
+    folder.log(event="evaluation", file=f"{name}.md", **as_record(assessment))
+    show_table(console, chosen, assessment, about=data.about)
+    console.print(f"report: {folder.path / name}.md", highlight=False)
+    return 0
+
+
+def _overridden(trained: Settings, options: Evaluate) -> Settings:
+    way = trained.test_way if options.way is None else options.way
+    if ALGORITHMS[trained.algorithm].gradient_based and not trained.regression and way != trained.way:
+        raise UsageError(
+            f"--way {way}: {trained.algorithm} has a head for {trained.way} classes and can be tested on no other number."
+        )
+    changes = {
+        "test_way": options.way,
+        "shot": options.shot,
+        "test_queries": options.queries,
+        "test_inner_steps": options.inner_steps,
+        "test_tasks": options.num_tasks,
+        "path": None if options.path is None else str(options.path),
+    }
+    return dataclasses.replace(trained, **{name: value for name, value in changes.items() if value is not None})
