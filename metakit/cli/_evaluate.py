@@ -33,7 +33,7 @@ def run(options: Evaluate, console: Console) -> int:
     assessment = assess(chosen, data, learner, jax.random.fold_in(jax.random.key(options.seed), 3))
     name = f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
     seconds = time.perf_counter() - started
-    write(folder.path / f"{name}.md", report(chosen, assessment, about=data.about, pictures=[], seconds=seconds))
+    write(folder.path / f"{name}.md", report(chosen, assessment, [], about=data.about, pictures=[], seconds=seconds))
     folder.log(event="evaluation", file=f"{name}.md", **as_record(assessment))
     show_table(console, chosen, assessment, about=data.about)
     console.print(f"report: {folder.path / name}.md", highlight=False)

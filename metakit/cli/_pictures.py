@@ -60,7 +60,7 @@ def episode_grid(support: Any, query: Any, predicted: Any, path: pathlib.Path, *
             right = answers[index] == label
             text = f"{answers[index]}" if right else f"{answers[index]}, not {label}"
             _image(grid[label, column], images[index], text, _BLUE if right else _RED)
-    figure.suptitle("support | queries with the predicted class (red: wrong)", fontsize=9)
+    figure.suptitle("support | queries with the predicted class (orange: wrong)", fontsize=9)
     figure.tight_layout(pad=0.4)
     _save(figure, path)
 

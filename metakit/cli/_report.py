@@ -10,6 +10,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from ..evaluate import Interval
 from ._assess import Assessment
 from ._config import Settings
 from ._display import clock, percent, plain
@@ -40,7 +41,13 @@ def tasks_in_words(settings: Settings) -> str:
 
 
 def report(
-    settings: Settings, assessment: Assessment, *, about: str, pictures: list[tuple[str, str]], seconds: float | None
+    settings: Settings,
+    assessment: Assessment,
+    steps: list[Interval],
+    *,
+    about: str,
+    pictures: list[tuple[str, str]],
+    seconds: float,
 ) -> str:
     """The run as a page of Markdown."""
     show = plain if settings.regression else percent
@@ -54,9 +61,8 @@ def report(
     ]
     if ALGORITHMS[settings.algorithm].gradient_based:
         lines.append(f"- Inner steps: {settings.inner_steps} in training, {settings.test_inner_steps} in the test")
-    if seconds is not None:
-        lines.append(f"- Time: {clock(seconds)} minutes, training and test, compilation included")
     lines += [
+        f"- Time: {clock(seconds)} minutes, compilation included",
         "",
         f"| learner | {score}, 95 % interval (Student t) | bootstrap interval | meta-trained minus this, paired |",
         "|---|---|---|---|",
@@ -73,6 +79,9 @@ def report(
             f"Negative log-likelihood {plain(assessment.nll)} nats; expected calibration error "
             f"{assessment.calibration_error:.4f} (15 bins, pooled over all test queries).",
         ]
+    if steps:
+        lines += ["", "| inner steps | " + " | ".join(map(str, range(len(steps)))) + " |", "|---" * (len(steps) + 1) + "|"]
+        lines.append("| meta-trained | " + " | ".join(map(show, steps)) + " |")
     for title, file in pictures:
         lines += ["", f"## {title}", f"![{title}]({file})"]
     return "\n".join([*lines, "", "## Made with", *_made_with(settings), ""])

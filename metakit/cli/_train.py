@@ -134,20 +134,25 @@ def _log(folder: RunFolder, event: train.Event) -> None:
 
 
 def finish(
-    chosen: Settings, data: Data, folder: RunFolder, learner: Any, console: Console, started: float | None
+    chosen: Settings, data: Data, folder: RunFolder, learner: Any, console: Console, started: float
 ) -> None:
     """Test the best learner, draw the pictures and write the report."""
     key = jax.random.fold_in(jax.random.key(chosen.seed), 3)
     assessment = assess(chosen, data, learner, key)
     folder.log(event="test", **as_record(assessment))
-    pictures = draw(chosen, data, folder, learner, key)
-    seconds = None if started is None else time.perf_counter() - started
-    write(folder.report, report(chosen, assessment, about=data.about, pictures=pictures, seconds=seconds))
+    steps = by_inner_steps(chosen, data, learner, key) if ALGORITHMS[chosen.algorithm].gradient_based else []
+    folder.log(event="inner steps", scores=[{"mean": i.mean, "low": i.low, "high": i.high} for i in steps])
+    pictures = draw(chosen, data, folder, learner, key, steps)
+    seconds = time.perf_counter() - started
+    page = report(chosen, assessment, steps, about=data.about, pictures=pictures, seconds=seconds)
+    write(folder.report, page)
     show_table(console, chosen, assessment, about=data.about)
     console.print(f"report: {folder.report}", highlight=False)
 
 
-def draw(chosen: Settings, data: Data, folder: RunFolder, learner: Any, key: Any) -> list[tuple[str, str]]:
+def draw(
+    chosen: Settings, data: Data, folder: RunFolder, learner: Any, key: Any, steps: list[evaluate.Interval]
+) -> list[tuple[str, str]]:
     """The pictures of a run, as (title, file)."""
     algorithm, tested = ALGORITHMS[chosen.algorithm].algorithm, test_learner(chosen, learner)
     score = "mean squared error" if chosen.regression else "accuracy"
@@ -162,9 +167,8 @@ def draw(chosen: Settings, data: Data, folder: RunFolder, learner: Any, key: Any
         predicted = jnp.argmax(algorithm.predict(algorithm.adapt(tested, episode.support), episode.query.x), axis=-1)
         _pictures.episode_grid(episode.support, episode.query, predicted, folder.path / "episode.png")
         pictures.append(("One test episode", "episode.png"))
-    if ALGORITHMS[chosen.algorithm].gradient_based:
-        intervals = by_inner_steps(chosen, data, learner, key)
-        _pictures.inner_steps(intervals, folder.path / "inner-steps.png", score=score)
+    if steps:
+        _pictures.inner_steps(steps, folder.path / "inner-steps.png", score=score)
         pictures.append(("Score against inner steps", "inner-steps.png"))
     return pictures
 

@@ -106,7 +106,8 @@ class Conv4(eqx.Module):
         if x.shape[1:] != expected:
             raise ValueError(
                 f"this Conv4 takes images of {list(expected)} (channels, height, width), got "
-                f"{list(x.shape[1:])}. Make the network with the images' in_channels and image_size, or resize the images."
+                f"{list(x.shape[1:])}. Make the network with the images' in_channels and image_size, or "
+                "resize the images."
             )
         x = jnp.moveaxis(x, 1, -1)
         for block in self.blocks:

@@ -46,8 +46,8 @@ def _define(name: str, compute: Callable[..., Array], shape: Callable[..., tuple
 
     def abstract(a: Any, b: Any, *, geometry: Geometry) -> Any:
         out = shape(a.shape, b.shape, geometry)
-        # `update` keeps the manual axes over which the operands vary. Without them `shard_map(check_vma=True)`
-        # refuses the cotangents or, worse, leaves out the sum over devices.
+        # `update` keeps the manual axes over which the operands vary. Without them
+        # `shard_map(check_vma=True)` refuses the cotangents or, worse, leaves out the sum over devices.
         return a.update(shape=out, weak_type=False, sharding=_sharding(a, b, len(out)))
 
     def lower(a: Array, b: Array, *, geometry: Geometry) -> Array:
@@ -66,7 +66,7 @@ def _sharding(a: Any, b: Any, rank: int) -> NamedSharding:
     split = [x for x in (a, b) if any(axis is not None for axis in x.sharding.spec)]
     if split:
         raise ValueError(
-            f"a convolution got {split[0].str_short()}, which an Explicit mesh (the default of jax.make_mesh) "
+            f"a convolution got {split[0].str_short()}, which an Explicit mesh (jax.make_mesh's default) "
             "splits in its type. Make the mesh by mk.sharding.task_mesh, or with "
             "axis_types=(jax.sharding.AxisType.Auto,), or convolve inside jax.shard_map."
         )
@@ -102,10 +102,11 @@ _register_derivatives()
 def _batch(
     primitive: Primitive, args: Sequence[Array], dims: Sequence[Any], *, geometry: Geometry
 ) -> tuple[Array, int]:
-    (a, b), (a_dim, b_dim) = args, dims
+    a, b = args
+    a_dim, b_dim = dims
     size = a.shape[a_dim] if a_dim is not None else b.shape[b_dim]
     if primitive is not weight_gradient_p and b_dim is None:
-        return _fold_into_images(primitive, jnp.moveaxis(a, a_dim, 0), b, geometry), 0
+        return _fold_into_images(primitive, _to_front(a, a_dim, size), b, geometry), 0
     a, b = (_to_front(x, dim, size) for x, dim in ((a, a_dim), (b, b_dim)))
     lead = a.shape[:-4]  # the mapped axis, and the task axis if there already is one
     tasks = math.prod(lead)

@@ -30,8 +30,8 @@ class _Notes:
         if get_opaque_trace_state() != self.trace:
             raise ValueError(
                 f"the model calls its BatchStatNorm number {index} inside a jax.jit, jax.checkpoint, "
-                "jax.lax.scan or jax.vmap of its own, out of which its statistics cannot be recorded. Apply that "
-                "transformation outside the model."
+                "jax.lax.scan or jax.vmap of its own, out of which its statistics cannot be recorded. Apply "
+                "that transformation outside the model."
             )
         if self.found[index] is not None:
             raise ValueError(

@@ -1,0 +1,181 @@
+"""The command line as a user meets it: run folders, resuming, errors."""
+
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from metakit.cli import _train, main
+
+LINEAR = ["train", "maml", "--data", "linear", "--smoke", "--no-compilation-cache"]
+
+
+@pytest.fixture(autouse=True)
+def single_precision():
+    """Users run in 32 bits."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def linear_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "linear"
+    with jax.enable_x64(False):
+        assert main([*LINEAR, "--run", str(folder)]) == 0
+    return folder
+
+
+def records(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_is_a_picture(path: pathlib.Path):
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 100
+    assert pixels.std() > 5, "a blank picture"
+
+
+def test_a_run_folder_holds_what_was_promised(linear_run):
+    """Catches a missing file, a blank picture, and a report whose numbers are not the measured ones."""
+    assert json.loads((linear_run / "config.json").read_text())["steps"] == 4
+    assert {r["event"] for r in records(linear_run)} == {"progress", "validated", "test", "inner steps"}
+    for picture in ("learning-curve.png", "curves.png", "inner-steps.png"):
+        assert_is_a_picture(linear_run / picture)
+    report = (linear_run / "report.md").read_text()
+    test = next(r for r in records(linear_run) if r["event"] == "test")
+    for name, score in test["scores"].items():
+        assert f"| {name} | {score['mean']:.4f} ±" in report
+    assert "oracle: Bayes posterior mean" in report
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "prototypical"])
+def test_images_train_and_report_baselines(tmp_path, algorithm):
+    """Catches an image run without its episode picture, its batch-norm policy, or either baseline."""
+    assert main(["train", algorithm, "--smoke", "--no-compilation-cache", "--run", str(tmp_path / "run")]) == 0
+    assert_is_a_picture(tmp_path / "run" / "episode.png")
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "nearest neighbour on pixels" in report
+    assert "not meta-trained" in report
+    assert "transductive" in report
+    assert "sha256" in report
+
+
+@pytest.mark.parametrize("algorithm", ["fomaml", "anil", "boil", "meta-sgd", "mamlpp", "matching"])
+def test_every_algorithm_has_a_preset_that_runs(tmp_path, algorithm):
+    """Catches a registry row that builds a learner wrongly."""
+    assert main(["train", algorithm, *LINEAR[2:], "--run", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.md").exists()
+
+
+def test_evaluating_a_run_again_gives_its_own_file(linear_run, capsys):
+    """Catches an evaluation that overwrites the report, or loads something else than the best learner."""
+    before = (linear_run / "report.md").read_text()
+    assert main(["evaluate", str(linear_run), "--num-tasks", "30", "--inner-steps", "2", "--no-compilation-cache"]) == 0
+    assert (linear_run / "report.md").read_text() == before
+    (evaluation,) = linear_run.glob("evaluation-*.md")
+    assert "30 tasks" in evaluation.read_text()
+
+
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, linear_run, monkeypatch, capsys):
+    """Catches a resumed run that draws other tasks, forgets the best learner, or logs a step twice."""
+    folder = tmp_path / "run"
+    stopped = []
+
+    def interrupt(self, event, original=_train.Display.event):
+        original(self, event)
+        if type(event).__name__ == "Progress" and not stopped:
+            stopped.append(True)
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_train.Display, "event", interrupt)
+        assert main([*LINEAR, "--run", str(folder)]) == _train.INTERRUPTED
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "continue with: metakit train maml --resume" in said
+    assert main(["train", "maml", "--resume", str(folder), "--no-compilation-cache"]) == 0
+    timeless = [
+        {k: v for k, v in r.items() if k not in ("steps_per_second", "seconds_left")} for r in records(folder)
+    ]
+    expected = [
+        {k: v for k, v in r.items() if k not in ("steps_per_second", "seconds_left")}
+        for r in records(linear_run)
+        if r["event"] != "evaluation"
+    ]
+    assert timeless == expected
+
+
+REFUSED = {
+    "algorithm": (["train", "mamll"], 2, r"'mamll' is not known. Did you mean 'maml'"),
+    "command": (["trian", "maml"], 2, r"'trian' is no command. Did you mean 'train'"),
+    "data": (["train", "maml", "--data", "omniglott"], 2, r"Did you mean 'omniglot'"),
+    "option": (["train", "maml", "--stps", "3"], 2, r"--steps"),
+    "regression with prototypes": (["train", "prototypical", "--data", "linear"], 2, "learns classes"),
+    "folder without a path": (["train", "maml", "--data", "folder"], 2, "needs --path"),
+    "missing path": (["train", "maml", "--data", "omniglot", "--path", "/nowhere/at/all"], 1, "/nowhere"),
+    "way": (["train", "maml", "--smoke", "--way", "5000"], 1, "way must lie in"),
+    "shot and queries": (["train", "maml", "--smoke", "--shot", "30"], 1, "shot . queries must not exceed"),
+    "validation period": (["train", "maml", "--steps", "10", "--validate-every", "3"], 2, "must divide --steps 10"),
+    "no run": (["evaluate", "/nowhere/at/all"], 2, "no run folder"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_options_are_explained_without_a_traceback(case, tmp_path, monkeypatch, capsys):
+    """Catches a traceback for a typing mistake, and a run folder left behind by one."""
+    monkeypatch.chdir(tmp_path)
+    arguments, status, message = REFUSED[case]
+    assert main(arguments) == status
+    said = capsys.readouterr()
+    text = re.sub(r"\s+", " ", said.err + said.out)
+    assert re.search(message, text), text
+    assert "Traceback" not in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_run_is_never_written_over(linear_run, capsys):
+    """Catches losing yesterday's result to today's command."""
+    assert main([*LINEAR, "--run", str(linear_run)]) == 2
+    assert "exists and is not empty" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_resuming_with_other_settings_names_them(linear_run, capsys):
+    """Catches a resumed run that silently continues with another rate."""
+    assert main(["train", "maml", "--resume", str(linear_run), "--rate", "0.5"]) == 1
+    assert "rate: was 0.001, now 0.5" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_a_full_disk_is_said_and_the_checkpoints_stay(tmp_path, monkeypatch, capsys):
+    """Catches a log that fails half-way with a bare OSError and takes the run with it."""
+    import errno
+
+    real = pathlib.Path.open
+
+    def full(self, mode="r", *args, **kwargs):
+        if self.name == "metrics.jsonl" and "a" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(pathlib.Path, "open", full)
+    assert main([*LINEAR, "--run", str(tmp_path / "run")]) == 1
+    assert "no room left to write" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_output_is_plain_when_it_is_not_a_terminal(tmp_path, capsys):
+    """Catches control sequences in a log file."""
+    assert main([*LINEAR, "--run", str(tmp_path / "run")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_list_shows_every_algorithm(capsys):
+    """Catches an algorithm that can be trained and is not listed."""
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("maml", "fomaml", "anil", "boil", "meta-sgd", "mamlpp", "matching", "prototypical"):
+        assert name in shown
