@@ -16,7 +16,7 @@ from . import (
     tasks as tasks,
     train as train,
 )
-from .learners import maml as maml, prototypical as prototypical
+from .learners import matching as matching, maml as maml, prototypical as prototypical
 from ._algorithm import Algorithm as Algorithm, MetaLearner as MetaLearner
 from ._episode import Episode as Episode, Examples as Examples, check_values as check_values
 from ._hyperparameter import (

@@ -19,7 +19,10 @@ from ._adjoint import (
 )
 from ._solver import AbstractSolver
 
-# Up to this many steps the loop is written out, beyond it is a scan. See the class for why.
+# Up to this many steps the loop is written out, beyond it is a scan: XLA fuses across written-out steps, but compiles
+# each. Meta-gradient of 4 tasks, MAML's Omniglot net, CPU seconds of scan against written out: compiling 10.7 and 12.3
+# (1 step), 14.5 and 18.9 (2 steps); running 0.040 and 0.039, 0.097 and 0.085. Sinusoid, 5 steps: compiling 3.7 and 7.8,
+# running the same. So one and two steps gain at a bounded price, and more do not.
 _WRITTEN_OUT = 2
 
 

@@ -1,6 +1,5 @@
 """Use a module written for one example."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +9,7 @@ from jaxtyping import Array, Shaped
 class Batched(eqx.Module):
     """What `batched` returns: a module mapped over the leading axis."""
 
-    module: Callable[[Array], Array]
+    module: Any
 
     def __call__(self, x: Shaped[Array, "n *in"]) -> Shaped[Array, "n *out"]:
         return eqx.filter_vmap(lambda module, example: module(example), in_axes=(None, 0))(self.module, x)

@@ -45,11 +45,13 @@ def adam(
     et al. 2019, *How to train your MAML*, https://arxiv.org/abs/1810.09502; halving every 2000 episodes as in
     Snell et al. 2017, *Prototypical Networks*, https://arxiv.org/abs/1703.05175
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp, metakit as mk
     >>> optimiser = adam(1e-3, schedule="halving", every=2000, clip_norm=10.0)
-    >>> updates, _ = optimiser.update(jnp.ones(2), optimiser.init(jnp.ones(2)), jnp.ones(2))
-    >>> bool(jnp.allclose(updates, -1e-3))
-    True
+    >>> pull = mk.MetaLearner(None, None, lambda w, task, key=None: 0.5 * (w - task) ** 2)
+    >>> state = mk.train.init(jnp.ones(()), optimiser, key=jax.random.key(0))
+    >>> state, _ = mk.train.step(pull, optimiser, state, jnp.zeros(1))
+    >>> round(float(state.learner), 6)
+    0.999
     """
     for name, value in (("rate", rate), ("clip_norm", clip_norm), ("clip_value", clip_value)):
         if value is not None and not value > 0:

@@ -33,12 +33,13 @@ def outcome(inputs, adjoint, num_steps, *, observe=False):
     return total + jnp.sum(solution.observed * jnp.arange(1.0, num_steps + 1)) if observe else total
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 10])
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize(
+    ("solver", "num_steps"), [*((name, 4) for name in SOLVERS), ("sgd", 1), ("momentum", 2), ("adam", 10)]
+)
 def test_exact_adjoints_agree_with_each_other_and_with_differences(solver, num_steps):
     """Catches a dropped or doubled term in any adjoint, for any input: parameters, data, hyperparameters of the loss
     and of the solver."""
-    inputs = (PARAMS, ARGS, solver)
+    inputs = (PARAMS, ARGS, SOLVERS[solver])
     gradients = {
         name: eqx.filter_jit(eqx.filter_grad(outcome))(inputs, adjoint, num_steps, observe=True)
         for name, adjoint in EXACT.items()

@@ -47,16 +47,17 @@ def over_tasks(function, *batches):
 @pytest.mark.parametrize("tasks", TASKS, ids=lambda tasks: type(tasks).__name__)
 def test_an_episode_has_separate_points_of_one_function(tasks, key):
     """Bug: query points that repeat the support, wrong shapes, or another function for every point."""
-    episode = tasks(key)
+    sample = eqx.filter_jit(lambda key: tasks(key))
+    episode = sample(key)
     assert episode.support.x.shape == episode.support.y.shape == (3, 1)
     assert episode.query.x.shape == episode.query.y.shape == (4, 1)
     assert episode.support.way is None
     x = np.concatenate([episode.support.x, episode.query.x])
     assert len(np.unique(x)) == 7
     assert episode.support.x.dtype == jnp.float64
-    same = tasks(key)
+    same = sample(key)
     np.testing.assert_array_equal(same.query.y, episode.query.y)
-    assert not np.array_equal(tasks(jax.random.key(1)).query.x, episode.query.x)
+    assert not np.array_equal(sample(jax.random.key(1)).query.x, episode.query.x)
 
 
 @pytest.mark.parametrize("tasks", TASKS, ids=lambda tasks: type(tasks).__name__)
@@ -86,7 +87,7 @@ def test_a_sampler_works_in_32_bits(key):
     """Bug: a 64-bit constant that creeps into a 32-bit program."""
     for tasks in TASKS:
         small = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tasks)
-        assert small(key).query.y.dtype == jnp.float32
+        assert jax.eval_shape(small, key).query.y.dtype == jnp.float32
 
 
 def test_sinusoids_lie_in_their_ranges():
@@ -136,12 +137,12 @@ def test_sinusoid_oracles_match_simulation(tasks):
         assert (worse - squared).mean() > 0
 
 
-def test_a_range_of_one_number_is_allowed(key):
+def test_a_range_of_one_number_is_allowed():
     """Bug: 0/0 in the closed forms when amplitude and phase are known."""
     tasks = Sinusoid(amplitude=(2.0, 2.0), phase=(0.5, 0.5))
     np.testing.assert_allclose(sinusoid_nonadaptive_mse(tasks), 0.0, atol=1e-12)
-    query = tasks(key).query
-    np.testing.assert_allclose(sinusoid_nonadaptive(tasks, query.x), query.y, atol=1e-12)
+    query = draw(tasks, 1).query
+    np.testing.assert_allclose(sinusoid_nonadaptive(tasks, query.x[0]), query.y[0], atol=1e-12)
 
 
 def test_linear_golden_values():
@@ -160,7 +161,7 @@ def test_linear_bayes_excess_golden_values(variance, golden):
     tasks = LinearRegression(shot=5, noise=math.sqrt(variance))
     excess = jax.jit(jax.vmap(lambda support: linear_bayes_excess(tasks, support, half=True)))
     # The golden value is rounded, and itself the mean of a simulation.
-    assert_mean(excess(draw(tasks, 20_000).support), golden)
+    assert_mean(excess(draw(tasks, 10_000).support), golden)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_linear_oracles_match_simulation(tasks):
 
 def test_the_posterior_is_bayes_rule():
     """Bug: any slip in the rearranged formula; compared with the textbook's, which inverts the prior."""
-    tasks, support = SKEWED_LINEAR, SKEWED_LINEAR(jax.random.key(3)).support
+    tasks, support = SKEWED_LINEAR, eqx.filter_jit(SKEWED_LINEAR)(jax.random.key(3)).support
     features = np.concatenate([support.x, np.ones_like(support.x)], axis=1)
     precision = np.linalg.inv(tasks.covariance) + features.T @ features / tasks.noise**2
     covariance = np.linalg.inv(precision)

@@ -1,0 +1,164 @@
+"""Update rules: their paths, their rates, and what they refuse."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metakit as mk
+
+PARAMS = {"a": jnp.asarray([1.0, -2.0]), "b": jnp.asarray([[0.5]])}
+
+
+def objective(params, args, step):
+    del args, step
+    return jnp.sum(params["a"] ** 2) + jnp.sum(params["a"]) * jnp.sum(params["b"]) + jnp.sum(params["b"] ** 4)
+
+
+def path_of(solver, params=PARAMS, num_steps=4):
+    return mk.inner.Unrolled().solve(objective, solver, params, None, num_steps).params
+
+
+@pytest.mark.parametrize(
+    ("solver", "optimiser"),
+    [
+        (mk.inner.SGD(0.1), optax.sgd(0.1)),
+        (mk.inner.Momentum(0.1, 0.9), optax.sgd(0.1, momentum=0.9)),
+        (mk.inner.Momentum(0.1, 0.9, nesterov=True), optax.sgd(0.1, momentum=0.9, nesterov=True)),
+        (mk.inner.Momentum(0.1, 0.0), optax.sgd(0.1)),
+        (mk.inner.PerParameterSGD.like(PARAMS, 0.1), optax.sgd(0.1)),
+        (mk.inner.PerLayerPerStepSGD.like(PARAMS, 0.1, num_steps=4), optax.sgd(0.1)),
+        (
+            mk.inner.Optax(optax.adam, learning_rate=0.1, b1=0.8, eps_root=1e-6),
+            optax.adam(0.1, b1=0.8, eps_root=1e-6),
+        ),
+        (mk.inner.Optax(optax.sgd, learning_rate=0.1, momentum=0.9, nesterov=True), optax.sgd(0.1, 0.9, nesterov=True)),
+        (mk.inner.Optax(optax.rmsprop, learning_rate=0.1), optax.rmsprop(0.1)),
+    ],
+)
+def test_the_path_is_optax(solver, optimiser):
+    """Catches a wrong momentum convention, rates that are not applied, and hyperparameters that do not arrive."""
+    params, state = PARAMS, optimiser.init(PARAMS)
+    for _ in range(4):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimiser.update(jax.grad(objective)(params, None, 0), state, params)
+        params = optax.apply_updates(params, updates)
+    for name, expected in params.items():
+        np.testing.assert_allclose(path_of(solver)[name], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        mk.inner.SGD(0.1),
+        mk.inner.Momentum(0.1, 0.9),
+        mk.inner.PerParameterSGD.like(PARAMS, 0.1),
+        mk.inner.PerLayerPerStepSGD.like(PARAMS, 0.1, num_steps=4),
+        mk.inner.Optax(optax.adam, learning_rate=0.1),
+    ],
+)
+def test_parameters_keep_their_dtype(solver):
+    """Catches a float64 rate that promotes float32 parameters, which breaks the loop's carry or doubles its memory."""
+    adapted = path_of(solver, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), PARAMS), num_steps=3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(adapted)} == {jnp.dtype(jnp.float32)}
+
+
+def test_each_parameter_has_its_own_rate():
+    """Catches rates that are mixed up between leaves: a rate of zero must hold its parameter still."""
+    rates = {"a": jnp.asarray([0.0, 0.1]), "b": jnp.zeros((1, 1))}
+    adapted = path_of(mk.inner.PerParameterSGD(rates))
+    assert adapted["a"][0] == 1.0
+    assert adapted["a"][1] != -2.0
+    assert adapted["b"] == 0.5
+
+
+def test_each_step_has_its_own_rate():
+    """Catches the wrong step index: only the third step moves."""
+    rates = {name: jnp.asarray([0.0, 0.0, 0.1]) for name in PARAMS}
+    three, one = path_of(mk.inner.PerLayerPerStepSGD(rates), num_steps=3), path_of(mk.inner.SGD(0.1), num_steps=1)
+    for name, expected in one.items():
+        np.testing.assert_array_equal(three[name], expected)
+
+
+def test_learned_rates_are_trainable_and_plain_ones_are_not():
+    """Catches Meta-SGD whose rates the trainer leaves alone, and a fixed rate that drifts."""
+    trainable = lambda solver: set(jax.tree.leaves(mk.trainable(solver)))
+    assert trainable(mk.inner.PerParameterSGD.like(PARAMS, 0.1)) == {True}
+    assert trainable(mk.inner.PerLayerPerStepSGD.like(PARAMS, 0.1, 3)) == {True}
+    assert trainable(mk.inner.SGD(0.1)) == {False}
+    assert trainable(mk.inner.SGD(mk.learned(0.1))) == {True}
+    adam = mk.inner.Optax(optax.adam, learning_rate=mk.learned(0.1), b1=0.9)
+    assert {name: h.learned for name, h in adam.hyperparameters.items()} == {
+        "learning_rate": True,
+        "b1": False,
+        "eps_root": False,
+    }
+
+
+def test_rates_for_the_whole_model_serve_a_part_of_it():
+    """Catches rates matched by position instead of by path, which ANIL with Meta-SGD would scramble."""
+    solver = mk.inner.PerParameterSGD({"a": jnp.full(2, 9.0), "b": jnp.full((1, 1), 0.1)})
+    adapted = mk.inner.Unrolled().solve(
+        lambda p, a, s: jnp.sum(p["b"] ** 2), solver, {"a": None, "b": PARAMS["b"]}, None, 1
+    ).params
+    np.testing.assert_allclose(adapted["b"], [[0.4]])
+
+
+def test_adam_has_a_finite_meta_gradient_where_a_gradient_is_zero():
+    """Catches optax's default eps_root of 0, with which a dead unit makes the whole meta-gradient NaN."""
+
+    def outer(params, solver):
+        solution = mk.inner.Unrolled().solve(lambda p, a, s: p["a"][0] ** 2, solver, params, None, 2)
+        return jnp.sum(solution.params["a"]) + jnp.sum(solution.params["b"])
+
+    guarded = jax.grad(outer)(PARAMS, mk.inner.Optax(optax.adam, learning_rate=0.1))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(guarded))
+    tiny = jax.grad(outer)(PARAMS, mk.inner.Optax(optax.adam, learning_rate=0.1, eps_root=1e-320))
+    assert not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tiny))  # the control
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: mk.inner.SGD(jnp.ones(3)), ValueError, r"SGD's rate must be one number, got .* \[3\].*PerParameterSGD"),
+        (lambda: mk.inner.Momentum(0.1, jnp.ones(2)), ValueError, r"Momentum's decay must be one number"),
+        (lambda: mk.inner.Optax(optax.adam(0.1)), TypeError, r"factory must be a function .* not mk.inner.Optax\(optax"),
+        (lambda: mk.inner.Optax(optax.adam, learnig_rate=0.1), TypeError, r"adam cannot be called .*learnig_rate"),
+        (lambda: mk.inner.Optax(optax.adam, learning_rate=0.1, eps_root=0.0), ValueError, r"eps_root=0 in adam .* NaN"),
+        (lambda: mk.inner.PerLayerPerStepSGD.like(PARAMS, 0.1, 0), ValueError, r"num_steps must be at least 1, got 0"),
+        (lambda: mk.inner.PerLayerPerStepSGD({"a": 0.1}), ValueError, r"one shape \[num_steps\], got shapes \[\[\]\]"),
+        (
+            lambda: mk.inner.PerLayerPerStepSGD({"a": jnp.ones(2), "b": jnp.ones(3)}),
+            ValueError,
+            r"one shape .*\[\[2\], \[3\]\]",
+        ),
+        (lambda: mk.inner.PerParameterSGD.like(jnp.arange(3), 0.1), ValueError, r"no floating-point array"),
+        (lambda: path_of(mk.inner.PerParameterSGD({"a": jnp.ones(2)})), ValueError, r"no rate for the parameter \['b'\]"),
+        (
+            lambda: path_of(mk.inner.PerParameterSGD({"a": jnp.ones(3), "b": jnp.ones((1, 1))})),
+            ValueError,
+            r"rates for \['a'\] have shape \[3\], but the parameter has \[2\]",
+        ),
+    ],
+)
+def test_bad_input(make, error, message):
+    """Catches mistakes that would otherwise surface as a JAX error far from their cause, or not at all."""
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_optax_hyperparameters_have_gradients_and_do_not_retrace():
+    """Catches an optimiser made once at construction, whose numbers are constants of the program."""
+    traces = []
+
+    @eqx.filter_jit
+    def gradient(solver):
+        traces.append(1)
+        return eqx.filter_grad(lambda s: jnp.sum(path_of(s)["a"]))(solver)
+
+    for rate in (0.1, 0.2, 0.3):
+        result = gradient(mk.inner.Optax(optax.adam, learning_rate=rate, b2=0.9))
+    assert len(traces) == 1
+    assert all(float(result.hyperparameters[name].value) != 0 for name in ("learning_rate", "b2", "eps_root"))
