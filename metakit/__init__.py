@@ -16,7 +16,6 @@ from . import (
     tasks as tasks,
     train as train,
 )
-from .learners import matching as matching, maml as maml, prototypical as prototypical
 from ._algorithm import Algorithm as Algorithm, MetaLearner as MetaLearner
 from ._episode import Episode as Episode, Examples as Examples, check_values as check_values
 from ._hyperparameter import (
@@ -25,5 +24,6 @@ from ._hyperparameter import (
     learned as learned,
     trainable as trainable,
 )
+from .learners import maml as maml, matching as matching, prototypical as prototypical
 
 __version__ = _version("metakit")

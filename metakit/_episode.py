@@ -13,7 +13,7 @@ def _as_array(value: Any, name: str) -> Any:
     """Convert numpy arrays and lists; refuse a silent loss of precision."""
     if isinstance(value, np.ndarray | list | tuple | float | int):
         value = np.asarray(value)
-        if value.dtype == np.float64 and not jax.config.jax_enable_x64:
+        if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
             raise ValueError(
                 f"{name} is float64, but JAX keeps 32 bits here and would drop half of them silently. "
                 f"Convert it with {name}.astype('float32'), or call jax.config.update('jax_enable_x64', True) first."

@@ -9,8 +9,9 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from .._errors import nearest
-from ..tasks import cache_directory
+from metakit._errors import nearest
+from metakit.tasks import cache_directory
+
 from . import _evaluate, _train
 from ._config import DATA, Evaluate, List, Train, UsageError
 from ._presets import ALGORITHMS, preset
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     try:
         return _dispatch(options, console)
-    except (ValueError, OSError, RuntimeError, TypeError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
         if options.traceback:
             raise
         kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "

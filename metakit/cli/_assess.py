@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .. import evaluate, metrics
-from .._algorithm import Algorithm, MetaLearner
-from .._hyperparameter import Hyperparameter
-from ..inner import SGD
-from ..learners import maml
-from ..tasks import linear_posterior
+from metakit import evaluate, metrics
+from metakit._algorithm import Algorithm, MetaLearner
+from metakit._hyperparameter import Hyperparameter
+from metakit.inner import SGD
+from metakit.learners import maml
+from metakit.tasks import linear_posterior
+
 from ._config import Settings
 from ._data import Data
 from ._presets import ALGORITHMS, build_learner

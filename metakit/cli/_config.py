@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .._errors import nearest
+from metakit._errors import nearest
 
 DATA = ("glyphs", "omniglot", "sinusoid", "linear", "folder")
+Split = Literal["vinyals", "lake", "seeded"]
 REGRESSION = ("sinusoid", "linear")
 
 
@@ -28,7 +29,7 @@ class Train:
     """What to train on. Glyphs, sinusoid and linear are built in."""
     path: pathlib.Path | None = None
     """Folder of Omniglot's two archives, or of your own images (one sub-folder a class)."""
-    split: str | None = None
+    split: Split | None = None
     """Omniglot's split: vinyals, lake or seeded."""
     way: int | None = None
     """Classes in a training episode."""
@@ -123,7 +124,7 @@ class Settings:
     algorithm: str
     data: str
     path: str | None
-    split: str | None
+    split: Split | None
     way: int
     shot: int
     queries: int

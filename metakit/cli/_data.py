@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from .. import tasks
+from metakit import tasks
+
 from ._config import Settings, UsageError
 
-PARTS = ("train", "val", "test")
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Data:
     train: Callable[..., Any]
     val: Callable[..., Any]
     test: Callable[..., Any]
-    pools: dict[str, tasks.ImagePool]
+    pools: dict[Part, tasks.ImagePool]
     about: str
 
 
@@ -46,16 +48,15 @@ def _regression(settings: Settings) -> Data:
     return Data(train, test, test, {}, about)
 
 
-def _pool(settings: Settings, part: str) -> tasks.ImagePool:
+def _pool(settings: Settings, part: Part) -> tasks.ImagePool:
     if settings.data == "glyphs":
         return tasks.glyphs(part)
-    split = settings.split or "vinyals"
-    if split == "lake":  # it has no validation part; its test alphabets must not choose the model
+    if settings.split == "lake":  # it has no validation part; its test alphabets must not choose the model
         return _lake(settings, part)
-    return tasks.omniglot(settings.path, split=split, part=part, rotations=True)
+    return tasks.omniglot(settings.path, split=settings.split or "vinyals", part=part, rotations=True)
 
 
-def _lake(settings: Settings, part: str) -> tasks.ImagePool:
+def _lake(settings: Settings, part: Part) -> tasks.ImagePool:
     """`lake` names two sets of alphabets; every eighth background character is kept for validation."""
     if part == "test":
         return tasks.omniglot(settings.path, split="lake", part="test", rotations=True)
@@ -64,7 +65,7 @@ def _lake(settings: Settings, part: str) -> tasks.ImagePool:
     return tasks.rotated(tasks.subset(pool, np.flatnonzero(held_out if part == "val" else ~held_out).tolist()))
 
 
-def _folder(settings: Settings) -> dict[str, tasks.ImagePool]:
+def _folder(settings: Settings) -> dict[Part, tasks.ImagePool]:
     """A folder has no split of its own: classes are dealt out in a seeded order, 70 / 15 / 15 %."""
     if settings.path is None:
         raise UsageError("--data folder needs --path, a folder that holds one sub-folder of images for each class.")
@@ -81,7 +82,7 @@ def _folder(settings: Settings) -> dict[str, tasks.ImagePool]:
     return {part: tasks.subset(pool, sorted(int(i) for i in dealt[part])) for part in PARTS}
 
 
-def _about(settings: Settings, pools: dict[str, tasks.ImagePool]) -> str:
+def _about(settings: Settings, pools: dict[Part, tasks.ImagePool]) -> str:
     classes = ", ".join(f"{len(pools[part].names)} {part}" for part in PARTS)
     split = {"omniglot": f"{settings.split or 'vinyals'} split, 90-degree rotations as classes", "glyphs": "split by script"}
     named = split.get(settings.data, f"classes dealt out with seed {settings.seed}")

@@ -5,8 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
 
-from ..evaluate import Interval
-from ..train import Event, Interrupted, Progress, Resumed, Validated
+from metakit.evaluate import Interval
+from metakit.train import Event, Interrupted, Progress, Resumed, Validated
 
 
 def percent(interval: Interval) -> str:

@@ -6,7 +6,8 @@ import time
 import jax
 from rich.console import Console
 
-from .. import train
+from metakit import train
+
 from ._assess import assess
 from ._config import Evaluate, Settings, UsageError
 from ._data import load

@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 
-from .. import losses, nn
-from .._algorithm import Algorithm
-from .._errors import nearest
-from .._hyperparameter import learned
-from ..inner import SGD
-from ..learners import maml, matching, prototypical
-from ..tasks import ImagePool
+from metakit import losses, nn
+from metakit._algorithm import Algorithm
+from metakit._errors import nearest
+from metakit._hyperparameter import learned
+from metakit.inner import SGD
+from metakit.learners import maml, matching, prototypical
+from metakit.tasks import ImagePool
+
 from ._config import Settings, UsageError
 
 

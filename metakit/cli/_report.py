@@ -10,7 +10,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluate import Interval
+from metakit.evaluate import Interval
+
 from ._assess import Assessment
 from ._config import Settings
 from ._display import clock, percent, plain

@@ -7,7 +7,8 @@ import pathlib
 import time
 from typing import Any
 
-from ..train import ConfigChangedError, DiskFullError
+from metakit.train import ConfigChangedError, DiskFullError
+
 from ._config import Settings, Train, UsageError, explicit
 
 
@@ -89,9 +90,5 @@ def resume(options: Train) -> tuple[RunFolder, Settings]:
         given["data"] = options.data
     changed = {name: value for name, value in given.items() if getattr(recorded, name) != value}
     if changed:
-        fields = "; ".join(f"{name}: was {getattr(recorded, name)!r}, now {value!r}" for name, value in changed.items())
-        raise ConfigChangedError(
-            f"{options.resume} was started with other settings ({fields}). Leave those options out to continue it, or start "
-            "a new run."
-        )
+        raise ConfigChangedError(str(options.resume), {n: (getattr(recorded, n), value) for n, value in changed.items()})
     return folder, recorded

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from .. import evaluate, train
-from .._hyperparameter import trainable
-from ..learners import maml
-from ..sharding import task_mesh
+from metakit import evaluate, train
+from metakit._hyperparameter import trainable
+from metakit.learners import maml
+from metakit.sharding import task_mesh
+
 from . import _pictures
 from ._assess import assess, by_inner_steps, metric_of, test_learner
 from ._config import Settings, Train, settings

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from .._typecheck import typed
-from .._types import PRNGKey
+from metakit._typecheck import typed
+from metakit._types import PRNGKey
+
 from ._scores import require_algorithm, scores_of
 
 

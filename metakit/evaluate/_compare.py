@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from .._typecheck import typed
-from .._types import PRNGKey
+from metakit._typecheck import typed
+from metakit._types import PRNGKey
+
 from ._interval import Interval, paired_difference, student_t
 from ._scores import scores
 
@@ -66,13 +67,9 @@ def compare(
     0.0
     """
     if len(learners) < 2:
-        raise ValueError(
-            f"a comparison needs at least two learners, got {list(learners)}. For one, use scores."
-        )
+        raise ValueError(f"a comparison needs at least two learners, got {list(learners)}. For one, use scores.")
     if num_tasks < 2:
-        raise ValueError(
-            f"num_tasks must be at least 2 for an interval, got {num_tasks}; 600 to 10,000 are usual."
-        )
+        raise ValueError(f"num_tasks must be at least 2 for an interval, got {num_tasks}; 600 to 10,000 are usual.")
     found = {
         name: np.asarray(
             scores(

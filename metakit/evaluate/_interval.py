@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from .._typecheck import typed
-from .._types import PRNGKey
+from metakit._typecheck import typed
+from metakit._types import PRNGKey
 
 
 class Interval(NamedTuple):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._hyperparameter import Hyperparameter, as_hyperparameter, fixed
+from metakit._hyperparameter import Hyperparameter, as_hyperparameter, fixed
+
 from ._solver import AbstractSolver, Step
 
 _EPS_ROOT = 1e-8

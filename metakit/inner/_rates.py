@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from .._hyperparameter import Hyperparameter, as_hyperparameter, learned
-from .._tree import as_float_array
+from metakit._hyperparameter import Hyperparameter, as_hyperparameter, learned
+from metakit._tree import as_float_array
+
 from ._solver import AbstractSolver, Step
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Int
 
-from .._hyperparameter import Hyperparameter, as_hyperparameter
+from metakit._hyperparameter import Hyperparameter, as_hyperparameter
 
 Step: TypeAlias = Int[Array, ""]
 

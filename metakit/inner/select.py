@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 
-from .._errors import nearest
+from metakit._errors import nearest
 
 Filter: TypeAlias = Callable[[Any], Any]
 

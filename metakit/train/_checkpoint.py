@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from .._typecheck import typed
+from metakit._typecheck import typed
+
 from ._errors import CheckpointError
 from ._record import open_record, room_needed
 from ._state import TrainState
@@ -71,9 +72,7 @@ class Checkpoints:
         self, folder: str | os.PathLike[str], *, config: Mapping[str, Any] | None = None, max_to_keep: int = 2
     ):
         if max_to_keep < 1:
-            raise ValueError(
-                f"max_to_keep must be at least 1, got {max_to_keep}; the last checkpoint is the run."
-            )
+            raise ValueError(f"max_to_keep must be at least 1, got {max_to_keep}; the last checkpoint is the run.")
         self.folder = pathlib.Path(folder).absolute()
         self.config: dict[str, Any] = open_record(self.folder, config)
         options = ocp.CheckpointManagerOptions(

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from .._errors import nearest
-from .._typecheck import typed
+from metakit._errors import nearest
+from metakit._typecheck import typed
+
 from ._checkpoint import Best, Checkpoints
 from ._events import Event, Interrupted, Progress, Resumed, Saved, Validated
 from ._interrupt import DeferredInterrupt
@@ -109,8 +110,7 @@ def fit(
     """
     if validate is not None and best is None:
         raise ValueError(
-            'best must say whether the "highest" (accuracy) or the "lowest" (an error) validation score '
-            "is best."
+            'best must say whether the "highest" (accuracy) or the "lowest" (an error) validation score is best.'
         )
     if validate is None and not (best is None and best_by is None and validate_every is None):
         raise ValueError("best, best_by and validate_every need validate, a function of the learner.")
@@ -130,9 +130,7 @@ def fit(
         emit(Resumed(int(state.step)))
     taken = int(state.step)
     if taken > num_steps:
-        raise ValueError(
-            f"num_steps={num_steps} steps in all were asked for, but the state has taken {taken}."
-        )
+        raise ValueError(f"num_steps={num_steps} steps in all were asked for, but the state has taken {taken}.")
 
     def save() -> None:
         if checkpoints is not None and checkpoints.latest_step != taken:
@@ -142,9 +140,7 @@ def fit(
     clock = _Clock(taken, num_steps)
     with DeferredInterrupt() as interrupt:
         while taken < num_steps:
-            steps = min(
-                size - taken % size, num_steps - taken
-            )  # back onto the grid after a step of the user's own
+            steps = min(size - taken % size, num_steps - taken)  # back onto the grid after a step of the user's own
             state, diagnostics = run_steps(
                 algorithm,
                 optimiser,
@@ -157,20 +153,14 @@ def fit(
                 anneal=anneal,
             )
             taken += steps
-            loss, norm = (
-                float(np.mean(np.asarray(x))) for x in (diagnostics.loss, diagnostics.gradient_norm)
-            )
+            loss, norm = (float(np.mean(np.asarray(x))) for x in (diagnostics.loss, diagnostics.gradient_norm))
             emit(Progress(taken, loss, norm, *clock.tick(taken)))
-            if validate is not None and (
-                taken == num_steps or (validate_every and taken % validate_every == 0)
-            ):
+            if validate is not None and (taken == num_steps or (validate_every and taken % validate_every == 0)):
                 result = validate(state.learner)
                 score = _score(result, best_by)
                 is_best = _is_better(score, kept, best)
                 if is_best:
-                    kept = Best(
-                        own(state.learner), score, taken
-                    )  # a copy: the next dispatch donates this one
+                    kept = Best(own(state.learner), score, taken)  # a copy: the next dispatch donates this one
                 emit(Validated(taken, result, score, is_best))
                 save()
                 clock.skip()
@@ -213,26 +203,20 @@ def _score(result: Any, best_by: str | None) -> float:
     if isinstance(result, Mapping):
         if best_by is None and len(result) != 1:
             raise ValueError(
-                f"validate returned {list(result)}; say which one decides: "
-                f"best_by={next(iter(result), '')!r}."
+                f"validate returned {list(result)}; say which one decides: best_by={next(iter(result), '')!r}."
             )
         name = next(iter(result)) if best_by is None else best_by
         if name not in result:
-            raise ValueError(
-                f"best_by={name!r} is not in what validate returned. {nearest(name, map(str, result))}"
-            )
+            raise ValueError(f"best_by={name!r} is not in what validate returned. {nearest(name, map(str, result))}")
         result = result[name]
     elif best_by is not None:
-        raise ValueError(
-            f"best_by={best_by!r} needs validate to return a mapping, got {type(result).__name__}."
-        )
+        raise ValueError(f"best_by={best_by!r} needs validate to return a mapping, got {type(result).__name__}.")
     mean = getattr(result, "mean", None)
     try:
         return float(result if mean is None or callable(mean) else mean)  # an array's mean is a method
     except (TypeError, ValueError) as error:
         raise TypeError(
-            "validate must return a number, something with a mean, or a mapping of names to either, got "
-            f"{result!r}."
+            f"validate must return a number, something with a mean, or a mapping of names to either, got {result!r}."
         ) from error
 
 

@@ -4,8 +4,8 @@ import functools
 
 import optax
 
-from .._errors import nearest
-from .._typecheck import typed
+from metakit._errors import nearest
+from metakit._typecheck import typed
 
 
 @typed
@@ -61,13 +61,9 @@ def adam(
         raise ValueError(f"schedule={schedule!r} is not known. {nearest(schedule, needs)}")
     for name, value in (("num_steps", num_steps), ("every", every)):
         if needs[schedule] == name and (value is None or value < 1):
-            raise ValueError(
-                f"schedule={schedule!r} needs {name}, a number of steps of at least 1, got {value}."
-            )
+            raise ValueError(f"schedule={schedule!r} needs {name}, a number of steps of at least 1, got {value}.")
         if needs[schedule] != name and value is not None:
-            raise ValueError(
-                f"schedule={schedule!r} does not use {name}={value}; leave it out or change the schedule."
-            )
+            raise ValueError(f"schedule={schedule!r} does not use {name}={value}; leave it out or change the schedule.")
     return _adam(rate, schedule, num_steps, every, clip_norm, clip_value)
 
 

@@ -42,9 +42,7 @@ def open_record(folder: pathlib.Path, config: Mapping[str, Any] | None) -> dict[
         record = json.loads(path.read_text())
         version, recorded = record["version"], record.get("config")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}), so {folder} cannot be read as checkpoints."
-        ) from error
+        raise CheckpointError(f"{path} is damaged ({error}), so {folder} cannot be read as checkpoints.") from error
     if version != _VERSION:
         raise CheckpointVersionError(str(folder), version, _VERSION)
     if config is not None:
@@ -87,9 +85,7 @@ def room_needed(folder: pathlib.Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the last two
         # TensorStore reports a full disk as its own status, in words; Python as an errno.
-        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(
-            error
-        ):
+        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
             raise
         message = (
             f"No space left to save a checkpoint in {folder}. Those already there are intact; free some "

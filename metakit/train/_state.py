@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from .._hyperparameter import trainable as _trainable
-from .._typecheck import typed
-from .._types import PRNGKey
+from metakit._hyperparameter import trainable as _trainable
+from metakit._typecheck import typed
+from metakit._types import PRNGKey
 
 
 class TrainState(eqx.Module):

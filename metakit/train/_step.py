@@ -12,11 +12,12 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from .. import random
-from .._tree import all_finite, global_norm
-from .._typecheck import typed
-from ..sharding import map_tasks, meta_gradient, replicate
-from ..sharding._mesh import num_tasks
+from metakit import random
+from metakit._tree import all_finite, global_norm
+from metakit._typecheck import typed
+from metakit.sharding import map_tasks, meta_gradient, replicate
+from metakit.sharding._mesh import num_tasks
+
 from ._errors import NonFiniteLossError
 from ._state import TrainState, others_promotion
 
@@ -47,9 +48,7 @@ def _step_keys(state: TrainState) -> tuple[Any, Any]:
 
 
 @typed
-def draw_tasks(
-    sampler: Callable[..., Any], state: TrainState, *, meta_batch: int, mesh: Mesh | None = None
-) -> Any:
+def draw_tasks(sampler: Callable[..., Any], state: TrainState, *, meta_batch: int, mesh: Mesh | None = None) -> Any:
     """The tasks that `run_steps` draws for the step that `state` is about to take.
 
     **Arguments:**

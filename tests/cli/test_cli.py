@@ -1,8 +1,10 @@
 """The command line as a user meets it: run folders, resuming, errors."""
 
+import errno
 import json
 import pathlib
 import re
+import signal
 
 import jax
 import numpy as np
@@ -90,8 +92,6 @@ def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, linear_run, mon
         original(self, event)
         if type(event).__name__ == "Progress" and not stopped:
             stopped.append(True)
-            import signal
-
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -153,8 +153,6 @@ def test_resuming_with_other_settings_names_them(linear_run, capsys):
 
 def test_a_full_disk_is_said_and_the_checkpoints_stay(tmp_path, monkeypatch, capsys):
     """Catches a log that fails half-way with a bare OSError and takes the run with it."""
-    import errno
-
     real = pathlib.Path.open
 
     def full(self, mode="r", *args, **kwargs):
@@ -165,6 +163,15 @@ def test_a_full_disk_is_said_and_the_checkpoints_stay(tmp_path, monkeypatch, cap
     monkeypatch.setattr(pathlib.Path, "open", full)
     assert main([*LINEAR, "--run", str(tmp_path / "run")]) == 1
     assert "no room left to write" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, capsys):
+    """Catches training that goes on with NaN weights, or loses the checkpoints before them."""
+    folder = tmp_path / "run"
+    assert main([*LINEAR, "--run", str(folder), "--rate", "1e30", "--steps", "8", "--validate-every", "2"]) == 1
+    said = re.sub(r"\s+", " ", "".join(capsys.readouterr()))
+    assert re.search(r"Step \d is not finite", said)
+    assert "checkpoints before it are in" in said
 
 
 def test_output_is_plain_when_it_is_not_a_terminal(tmp_path, capsys):

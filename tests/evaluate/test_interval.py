@@ -119,9 +119,7 @@ def test_diverged_tasks_are_counted_and_never_dropped_unasked(make, bad):
     """Catches a mean over the tasks that happened to work."""
     interval = make([*SCORES, bad])
     assert (interval.num_tasks, interval.num_nonfinite) == (5, 1)
-    assert all(
-        math.isnan(x) for x in (interval.mean, interval.std, interval.low, interval.high, interval.median)
-    )
+    assert all(math.isnan(x) for x in (interval.mean, interval.std, interval.low, interval.high, interval.median))
     assert "1 not finite" in str(interval)
     rest = make([*SCORES, bad], nonfinite="exclude")
     assert rest._replace(num_tasks=4, num_nonfinite=0, method="") == make(SCORES)._replace(method="")

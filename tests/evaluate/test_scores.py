@@ -40,9 +40,7 @@ def draw(key):
 
 
 def evaluate(num_tasks=7, scale=1.0, **options):
-    return scores(
-        CENTROIDS, Centroids(mk.fixed(scale)), draw, KEY, num_tasks=num_tasks, metrics=METRICS, **options
-    )
+    return scores(CENTROIDS, Centroids(mk.fixed(scale)), draw, KEY, num_tasks=num_tasks, metrics=METRICS, **options)
 
 
 def test_scores_are_those_of_a_loop_over_tasks():
@@ -56,9 +54,7 @@ def test_scores_are_those_of_a_loop_over_tasks():
             np.testing.assert_allclose(found[name][i], metric(logits, task.query.y), rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "options", [{"chunk": 1}, {"chunk": 3}, {"chunk": None}, {"mesh": 2}, {"mesh": 2, "chunk": 2}]
-)
+@pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 3}, {"chunk": None}, {"mesh": 2}, {"mesh": 2, "chunk": 2}])
 def test_chunks_and_devices_change_nothing(options):
     """Catches keys taken from the chunk or device; seven tasks divide by neither."""
     if "mesh" in options:
@@ -98,9 +94,7 @@ def test_scores_of_returns_any_tree():
 
 def test_drawing_and_adapting_use_different_keys():
     """Catches one key for the task and for the learner's own randomness."""
-    drawn, used = scores_of(
-        lambda task, key: (task, jax.random.normal(key)), jax.random.normal, KEY, num_tasks=50
-    )
+    drawn, used = scores_of(lambda task, key: (task, jax.random.normal(key)), jax.random.normal, KEY, num_tasks=50)
     assert len(np.unique(np.concatenate([drawn, used]))) == 100
 
 
@@ -135,9 +129,7 @@ def test_pooled_calibration_is_that_of_all_predictions_together():
 
     logits, targets = scores_of(logits_and_targets, draw, KEY, num_tasks=40)
     pooled = mk.metrics.expected_calibration_error(logits.reshape(-1, 3), targets.reshape(-1), num_bins=10)
-    per_task = jax.vmap(lambda x, y: mk.metrics.expected_calibration_error(x, y, num_bins=10))(
-        logits, targets
-    )
+    per_task = jax.vmap(lambda x, y: mk.metrics.expected_calibration_error(x, y, num_bins=10))(logits, targets)
     assert found.error == pytest.approx(float(pooled), rel=1e-9)
     assert found.error < 0.7 * float(per_task.mean())
     assert found.count.sum() == 40 * 9

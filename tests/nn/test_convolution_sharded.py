@@ -37,7 +37,7 @@ def expected(f):
 @pytest.mark.parametrize("over_tasks", ["vmap", "scan"])
 @pytest.mark.parametrize("check_vma", [False, True])
 def test_meta_gradient_in_shard_map(check_vma, over_tasks):
-    """A primitive that forgets over which devices its operands vary: cotangents are refused (check_vma=True)."""
+    """A primitive that forgets over which devices its operands vary: cotangents are refused."""
 
     def local(w, x):
         if check_vma:
@@ -51,7 +51,7 @@ def test_meta_gradient_in_shard_map(check_vma, over_tasks):
 
 
 def test_replicated_weights_meet_varying_images():
-    """The silent one: without a cast of the weights, check_vma=True gave a wrong value and a wrong gradient."""
+    """The silent one: without a cast of the weights, check_vma=True gave wrong value and gradient."""
 
     def total(w, x):
         return jax.lax.psum(jnp.sum(jax.vmap(loss, (None, 0))(w, x)), "task")

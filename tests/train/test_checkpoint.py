@@ -123,9 +123,7 @@ def test_another_version_is_refused(tmp_path, version, advice):
     """Catches a folder of another format that is misread."""
     Checkpoints(tmp_path / "run", config={}).close()
     (tmp_path / "run/metakit.json").write_text(json.dumps({"version": version, "config": {}}))
-    with pytest.raises(
-        mk.train.CheckpointVersionError, match=f"version {version!r}.*reads version 1.*{advice}"
-    ):
+    with pytest.raises(mk.train.CheckpointVersionError, match=f"version {version!r}.*reads version 1.*{advice}"):
         Checkpoints(tmp_path / "run", config={})
 
 
@@ -179,9 +177,7 @@ def test_another_learner_is_named(tmp_path, learner, message):
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        ValueError(
-            "RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device [os_error_code='28']"
-        ),
+        ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device [os_error_code='28']"),
     ],
 )
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch, error):

@@ -48,9 +48,7 @@ def test_clipping_happens_before_adam(options, gradient, clipped):
     with mk.train._state.others_promotion():
         _, state = optimiser.update(jnp.asarray(gradient), optimiser.init(params), params)
     means = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,))
-    np.testing.assert_allclose(
-        means, 0.1 * np.array(clipped), rtol=1e-6
-    )  # Adam's mu after one step: (1 - b1) g
+    np.testing.assert_allclose(means, 0.1 * np.array(clipped), rtol=1e-6)  # Adam's mu after one step: (1 - b1) g
 
 
 def test_the_same_arguments_give_the_same_object():

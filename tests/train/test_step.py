@@ -165,9 +165,7 @@ def test_training_improves_a_meta_learner():
     """Catches the lot: after training, one step of adaptation leaves far less error."""
     optimiser = mk.train.adam(0.05)
     state = mk.train.init(regressor(), optimiser, key=jax.random.key(0))
-    state, diagnostics = mk.train.run_steps(
-        REGRESSION, optimiser, state, draw_line, num_steps=200, meta_batch=8
-    )
+    state, diagnostics = mk.train.run_steps(REGRESSION, optimiser, state, draw_line, num_steps=200, meta_batch=8)
     assert diagnostics.loss[-20:].mean() < 0.05 * diagnostics.loss[:5].mean()
     np.testing.assert_allclose(state.learner.weight, [1.0, 2.0, 3.0], atol=0.15)  # the mean of the tasks
 
@@ -285,9 +283,7 @@ def test_float32_stays_float32():
         num_steps=3,
         meta_batch=2,
     )
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.learner, diagnostics.loss))} == {
-        jnp.dtype("float32")
-    }
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.learner, diagnostics.loss))} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize(

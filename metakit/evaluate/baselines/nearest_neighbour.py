@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from ..._episode import Episode, Examples
-from ..._typecheck import typed
-from ..._types import Scalar
-from ...losses import cross_entropy
+from metakit._episode import Episode, Examples
+from metakit._typecheck import typed
+from metakit._types import Scalar
+from metakit.losses import cross_entropy
 
 
 @typed
@@ -32,9 +32,7 @@ def adapt(learner: Any, support: Examples, key: Any = None) -> Examples:
     """
     del learner, key
     if support.way is None:
-        raise ValueError(
-            "nearest_neighbour needs class labels, got a support set whose way is None (real targets)."
-        )
+        raise ValueError("nearest_neighbour needs class labels, got a support set whose way is None (real targets).")
     return support
 
 
@@ -58,9 +56,7 @@ def predict(adapted: Examples, x: Shaped[Array, "n *in"], key: Any = None) -> Fl
     known = adapted.x.astype(dtype).reshape(adapted.x.shape[0], -1)
     # The differences themselves, not the expanded square: an identical image is at distance exactly 0, and
     # XLA sums without storing the [n, support, pixels] table.
-    squares = jax.vmap(lambda one: jnp.sum(jnp.square(known - one[None]), axis=1))(
-        x.astype(dtype).reshape(len(x), -1)
-    )
+    squares = jax.vmap(lambda one: jnp.sum(jnp.square(known - one[None]), axis=1))(x.astype(dtype).reshape(len(x), -1))
     assert adapted.way is not None
     member = adapted.y[:, None] == jnp.arange(adapted.way, dtype=adapted.y.dtype)[None]
     far = jnp.full((), jnp.inf, dtype)

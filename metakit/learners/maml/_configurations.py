@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
-from ...inner import AbstractSolver, FirstOrder, PerLayerPerStepSGD, PerParameterSGD, select
+from metakit.inner import AbstractSolver, FirstOrder, PerLayerPerStepSGD, PerParameterSGD, select
+
 from ._learner import MAML
 
 

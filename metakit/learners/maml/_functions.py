@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from ..._episode import Episode, Examples
-from ..._typecheck import typed
-from ..._types import PRNGKey, Scalar
+from metakit._episode import Episode, Examples
+from metakit._typecheck import typed
+from metakit._types import PRNGKey, Scalar
+
 from ._inner_loop import check_way, evaluation_model, query_loss, solve, support_loss
 from ._learner import MAML, Adapted, with_num_steps
 

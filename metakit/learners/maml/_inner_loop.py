@@ -7,11 +7,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ... import losses
-from ..._episode import Episode, Examples
-from ..._types import Scalar
-from ...inner import Solution
-from ...inner.select import intersection, partition
+from metakit import losses
+from metakit._episode import Episode, Examples
+from metakit._types import Scalar
+from metakit.inner import Solution
+from metakit.inner.select import intersection, partition
+
 from ._learner import MAML
 from ._norm import freeze_on, not_statistics, resolve_step
 

@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
-from ... import losses
-from ..._errors import nearest
-from ..._hyperparameter import Hyperparameter, as_hyperparameter
-from ..._typecheck import typed
-from ...inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
+from metakit import losses
+from metakit._errors import nearest
+from metakit._hyperparameter import Hyperparameter, as_hyperparameter
+from metakit._typecheck import typed
+from metakit.inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
 
 NormPolicy: TypeAlias = Literal["transductive", "inductive"]
 Reduction: TypeAlias = Literal["mean", "sum/shot"]

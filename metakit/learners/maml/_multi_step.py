@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..._typecheck import typed
+from metakit._typecheck import typed
 
 
 @typed

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from ... import nn
+from metakit import nn
 
 
 def resolve_step(model: Any, step: Array) -> Any:

@@ -1,0 +1,91 @@
+"""The convolution layer: published padding rules, bias, and what it refuses."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import metakit as mk
+
+KEY = jax.random.key(0)
+
+
+def images(*shape):
+    return jax.random.normal(KEY, shape)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 6)])
+@pytest.mark.parametrize("stride", [1, 2, (2, 3)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 1, ((0, 2), (1, 0))])
+def test_equals_lax(padding, stride, size):
+    """SAME's odd remainder on the wrong side, height and width swapped, or a bias on the wrong axis."""
+    layer = mk.nn.Conv2d(2, 3, (3, 2), stride=stride, padding=padding, key=KEY)
+    layer = eqx.tree_at(lambda m: m.bias, layer, jnp.arange(3.0))
+    x = images(2, 2, *size)
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    sides = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    expected = lax.conv_general_dilated(x, layer.weight, strides, sides, dimension_numbers=("NCHW", "HWIO", "NCHW"))
+    np.testing.assert_allclose(layer(x), expected + jnp.arange(3.0)[None, :, None, None], atol=1e-12)
+
+
+def test_equals_equinox():
+    """Correlation against convolution: a kernel read backwards."""
+    theirs = eqx.nn.Conv2d(2, 3, 3, padding=1, key=KEY)
+    ours = mk.nn.Conv2d(2, 3, 3, padding=1, use_bias=False, key=KEY)
+    ours = eqx.tree_at(lambda m: m.weight, ours, jnp.transpose(theirs.weight, (2, 3, 1, 0)))
+    x = images(4, 2, 5, 5)
+    assert theirs.bias is not None
+    np.testing.assert_allclose(ours(x) + theirs.bias[None], jax.vmap(theirs)(x), atol=1e-12)
+
+
+def test_gradient_is_the_central_difference():
+    """Any mistake shared by the layer and by lax."""
+    layer = mk.nn.Conv2d(1, 2, 3, stride=2, key=KEY)
+    x, direction = images(2, 1, 5, 5), jax.random.normal(jax.random.key(1), layer.weight.shape)
+
+    def loss(step):
+        moved = eqx.tree_at(lambda m: m.weight, layer, layer.weight + step * direction)
+        return jnp.sum(jnp.tanh(moved(x)))
+
+    at = jnp.zeros(())
+    h = 1e-5
+    np.testing.assert_allclose(jax.grad(loss)(at), (loss(at + h) - loss(at - h)) / (2 * h), rtol=1e-8)
+
+
+def test_initial_weights():
+    """A fan counted without the kernel's area: weights three times too large."""
+    weight = np.asarray(mk.nn.Conv2d(64, 64, 3, key=KEY).weight)
+    limit = np.sqrt(6 / (64 * 9 + 64 * 9))  # Glorot and Bengio 2010, equation 16
+    assert 0.99 * limit < np.abs(weight).max() <= limit
+    np.testing.assert_allclose(weight.std(), limit / np.sqrt(3), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 5, 5), r"\[n, 2, height, width\], got \[2, 5, 5\].*x\[None\]"),
+        ((3, 1, 5, 5), "takes 2 channels, got 1"),
+        ((3, 2, 2, 5), r"images of \[2, 5\] are smaller than the kernel \[3, 3\]"),
+    ],
+)
+def test_refused_images(shape, message):
+    """A shape that broadcasts, or that fails inside XLA without a name."""
+    with pytest.raises(ValueError, match=message):
+        mk.nn.Conv2d(2, 3, 3, padding="VALID", key=KEY)(images(*shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "same"}, "padding='same' is not known.*SAME"),
+        ({"padding": -1}, "padding must be at least 0"),
+        ({"padding": ((0, 0), (0, -2))}, "padding must be at least 0"),
+        ({"stride": 0}, "must be at least 1"),
+    ],
+)
+def test_refused_options(options, message):
+    """An option that only fails at the first call."""
+    with pytest.raises(ValueError, match=message):
+        mk.nn.Conv2d(1, 1, 3, key=KEY, **options)
