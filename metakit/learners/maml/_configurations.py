@@ -81,5 +81,6 @@ def mamlpp(model: Any, *, rate: ArrayLike, num_steps: int = 5, **options: Any) -
 
     **Source:** Antoniou et al. 2019, https://arxiv.org/abs/1810.09502.
     """
+    inner = PerLayerPerStepSGD.like(model, rate, num_steps)
     settings = {"select": select.without_norm, "step_weights": jnp.full((num_steps,), 1 / num_steps), **options}
-    return MAML(model, inner=PerLayerPerStepSGD.like(model, rate, num_steps), num_steps=num_steps, **settings)
+    return MAML(model, inner=inner, num_steps=num_steps, **settings)
