@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
@@ -78,7 +78,7 @@ def student_t(
     values, finite, method = _prepare(scores, level, nonfinite, "Student t")
     n = len(values)
     mean, std = _moments(values)
-    half = float(scipy.stats.t.ppf(0.5 + level / 2, n - 1)) * std / math.sqrt(n)
+    half = float(scipy.special.stdtrit(n - 1, 0.5 + level / 2)) * std / math.sqrt(n)
     return _interval(values, finite, mean, std, (mean - half, mean + half), level, method)
 
 

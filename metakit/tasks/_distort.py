@@ -64,10 +64,7 @@ def _source(numbers: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     bend = basis @ field @ basis.T
     x = (line - shift[:, :1]).astype(np.float32)[:, None, :] - bend[:, 0]
     y = (line - shift[:, 1:]).astype(np.float32)[:, :, None] - bend[:, 1]
-    place = [
-        inverse[:, i, 0, None, None] * x + inverse[:, i, 1, None, None] * y + np.float32(SIDE / 2)
-        for i in (0, 1)
-    ]
+    place = [inverse[:, i, 0, None, None] * x + inverse[:, i, 1, None, None] * y + np.float32(SIDE / 2) for i in (0, 1)]
     # The margin of a master is empty, so whatever lies outside reads as background.
     columns, rows = (np.clip(p, 0, SIDE - 1).astype(np.int32) for p in place)
     return rows, columns

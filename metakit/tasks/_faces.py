@@ -42,8 +42,7 @@ class Faces:
             )
         # Basic layout: one character is one glyph, whether or not Raqm is there to shape Arabic.
         self._fonts = [
-            ImageFont.truetype(self.folder / name, _EM, layout_engine=ImageFont.Layout.BASIC)
-            for name in FILES
+            ImageFont.truetype(self.folder / name, _EM, layout_engine=ImageFont.Layout.BASIC) for name in FILES
         ]
         self._boxes = [_ink(font, _MISSING) for font in self._fonts]
 

@@ -82,9 +82,7 @@ def glyphs(
     if not 8 <= size <= 112:
         raise ValueError(f"size must lie in 8..112 pixels, got {size}. The default is 28.")
     if drawers < 1:
-        raise ValueError(
-            f"drawers is the number of images of each class and must be at least 1, got {drawers}."
-        )
+        raise ValueError(f"drawers is the number of images of each class and must be at least 1, got {drawers}.")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}.")
     if cache is False:

@@ -258,8 +258,7 @@ def _one_step_terms(tasks: LinearRegression) -> tuple[Scalar, Scalar]:
 def _features(support: Examples) -> Float[Array, "n 2"]:
     if support.x.ndim != 2 or support.x.shape[1] != 1:
         raise ValueError(
-            f"support.x must be [n, 1], got {list(support.x.shape)}. "
-            "Use eqx.filter_vmap over a batch of tasks."
+            f"support.x must be [n, 1], got {list(support.x.shape)}. Use eqx.filter_vmap over a batch of tasks."
         )
     return jnp.concatenate([support.x, jnp.ones_like(support.x)], axis=1)
 

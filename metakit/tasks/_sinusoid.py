@@ -144,9 +144,7 @@ def sinusoid_nonadaptive_mse(tasks: Sinusoid) -> Scalar:
     cos_x, sin_x = _wave_mean(tasks.x, 2)
     # sin^2 = (1 - cos 2x)/2, cos^2 = (1 + cos 2x)/2, sin cos = sin(2x)/2.
     explained = (
-        cos_phase * cos_phase * (1 - cos_x)
-        + sin_phase * sin_phase * (1 + cos_x)
-        - 2 * cos_phase * sin_phase * sin_x
+        cos_phase * cos_phase * (1 - cos_x) + sin_phase * sin_phase * (1 + cos_x) - 2 * cos_phase * sin_phase * sin_x
     ) / 2
     return sinusoid_zero_mse(tasks) - amplitude * amplitude * explained
 

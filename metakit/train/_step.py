@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float
 from metakit import random
 from metakit._tree import all_finite, global_norm
 from metakit._typecheck import typed
-from metakit.sharding import map_tasks, meta_gradient, replicate
-from metakit.sharding._mesh import num_tasks
+from metakit.sharding import map_tasks, meta_gradient, num_tasks, replicate
 
 from ._errors import NonFiniteLossError
 from ._state import TrainState, others_promotion

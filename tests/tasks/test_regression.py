@@ -206,9 +206,7 @@ def test_the_posterior_is_bayes_rule():
     features = np.concatenate([support.x, np.ones_like(support.x)], axis=1)
     precision = np.linalg.inv(tasks.covariance) + features.T @ features / tasks.noise**2
     covariance = np.linalg.inv(precision)
-    mean = covariance @ (
-        np.linalg.solve(tasks.covariance, tasks.mean) + features.T @ support.y[:, 0] / tasks.noise**2
-    )
+    mean = covariance @ (np.linalg.solve(tasks.covariance, tasks.mean) + features.T @ support.y[:, 0] / tasks.noise**2)
     posterior = linear_posterior(tasks, support)
     np.testing.assert_allclose(posterior.mean, mean, rtol=1e-10)
     np.testing.assert_allclose(posterior.covariance, covariance, rtol=1e-10)

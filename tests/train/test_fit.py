@@ -186,7 +186,7 @@ def test_fit_works_outside_the_main_thread():
 def test_nan_leaves_the_last_good_state_and_checkpoint(tmp_path):
     """Catches NaN weights written over the last good checkpoint."""
     # SGD moves the position by 1 a step; from 5 on the loss is NaN.
-    loss = lambda w, task, key=None: jnp.where(w >= 4.5, jnp.nan, -10.0) * w + 0.0 * task  # noqa: E731
+    loss = lambda w, task, key=None: jnp.where(w >= 4.5, jnp.nan, -10.0) * w + 0.0 * task
     algorithm, optimiser = mk.MetaLearner(None, None, loss), optax.sgd(0.1)
 
     def begin():

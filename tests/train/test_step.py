@@ -117,7 +117,7 @@ def test_frozen_leaves_keep_every_bit_and_have_no_optimiser_state():
 
 def test_a_trainable_function_decides_what_moves():
     """Catches a mask that is ignored after init."""
-    head_only = lambda learner: eqx.tree_at(lambda x: x.position, mk.trainable(learner), False)  # noqa: E731
+    head_only = lambda learner: eqx.tree_at(lambda x: x.position, mk.trainable(learner), False)
     state, _ = run(start(trainable=head_only), 3)
     assert leaves_equal(state.learner.position, point().position)
     assert not leaves_equal(state.learner.offset, point().offset)
