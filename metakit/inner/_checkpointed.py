@@ -28,9 +28,11 @@ class Checkpointed(AbstractAdjoint):
     state at the start of each segment; the backward pass recomputes one segment at a time, keeping its
     $\sqrt K$ states, and then one step at a time, keeping its activations.
 
-    | time | memory | gradients | bias |
-    |---|---|---|---|
-    | as `Unrolled` and 2 more evaluations of the inner gradient a step | $2\sqrt K$ states and the activations of one step | params, args, solver | none |
+    | | |
+    |---|---|
+    | time | as `Unrolled`, and 2 more evaluations of the inner gradient a step |
+    | memory | $2\sqrt K$ states and the activations of one step |
+    | gradients | params, args, solver: all exact |
 
     A state is the parameters and whatever the solver carries (twice the parameters for Adam). On long loops this is
     often faster than `Unrolled` all the same, since it writes far less to memory.

@@ -27,9 +27,11 @@ class FirstOrder(AbstractAdjoint):
 
     so that the meta-gradient is the plain gradient of the query loss at the adapted parameters (FOMAML).
 
-    | time | memory | gradients | bias |
-    |---|---|---|---|
-    | 1 evaluation of the inner gradient a step | one step; K x parameters once a rate is differentiated | see below | second derivatives are missing |
+    | | |
+    |---|---|
+    | time | 1 evaluation of the inner gradient a step |
+    | memory | one step; K x parameters once a rate is differentiated |
+    | gradients | biased: the second derivatives are missing; some are zero, see below |
 
     Which gradients survive, through `Solution.params`:
 

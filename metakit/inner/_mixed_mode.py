@@ -33,9 +33,11 @@ class MixedMode(AbstractAdjoint):
     which is one `jax.jvp` through one `jax.grad`: nothing of the gradient's own computation is stored. Reverse over
     reverse, as in `Unrolled`, stores the activations of every step's backward pass.
 
-    | time | memory | gradients | bias |
-    |---|---|---|---|
-    | about 3 evaluations of the inner gradient a step | K states and the activations of one step | params, args, solver | none |
+    | | |
+    |---|---|
+    | time | about 3 evaluations of the inner gradient a step |
+    | memory | K states and the activations of one step |
+    | gradients | params, args, solver: all exact |
 
     A state is the parameters and whatever the solver carries. Only reverse-mode derivatives of the result exist
     (`jax.grad`, `jax.vjp`); `jax.jvp` raises.

@@ -32,9 +32,11 @@ class Unrolled(AbstractAdjoint):
     $$\frac{d\theta_K}{d\theta_0} = \prod_{t=K-1}^{0} \bigl(I - \alpha \nabla^2 L(\theta_t)\bigr)
     \quad\text{for SGD}$$
 
-    | time | memory | gradients | bias |
-    |---|---|---|---|
-    | about 3 evaluations of the inner gradient a step | the activations of all K steps | params, args, solver | none |
+    | | |
+    |---|---|
+    | time | about 3 evaluations of the inner gradient a step |
+    | memory | the activations of all K steps |
+    | gradients | params, args, solver: all exact |
 
     The default, meant for up to about five steps; beyond that `MixedMode` and `Checkpointed` give the same numbers
     in less memory, and often in less time.

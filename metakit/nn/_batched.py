@@ -29,7 +29,5 @@ def batched(module: Any) -> Batched:
     (5, 2)
     """
     if not callable(module):
-        raise TypeError(
-            f"batched needs a module that is called with one example, got {type(module).__name__}."
-        )
+        raise TypeError(f"batched needs a module that is called with one example, got {type(module).__name__}.")
     return Batched(module)

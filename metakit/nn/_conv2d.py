@@ -77,9 +77,7 @@ class Conv2d(eqx.Module):
         if not isinstance(padding, str) and min(jax.tree.leaves(padding)) < 0:
             raise ValueError(f"padding must be at least 0 on every side, got {padding}.")
         area = kernel[0] * kernel[1]
-        self.weight = weight_init(
-            key, (*kernel, in_channels, out_channels), area * in_channels, area * out_channels
-        )
+        self.weight = weight_init(key, (*kernel, in_channels, out_channels), area * in_channels, area * out_channels)
         self.bias = jnp.zeros((out_channels,), self.weight.dtype) if use_bias else None
         self.stride, self.padding = _pair(stride), padding
 

@@ -85,9 +85,7 @@ class Conv4(eqx.Module):
         for _ in range(4):
             side = side // 2 if stride == 1 else -(-side // 2)
         if side < 1:
-            raise ValueError(
-                f"image_size={image_size} is too small for four halvings; it must be at least 16."
-            )
+            raise ValueError(f"image_size={image_size} is too small for four halvings; it must be at least 16.")
         *keys, head_key = jax.random.split(key, 5)
         channels = [in_channels, *[width] * 4]
         self.blocks = tuple(
@@ -95,9 +93,7 @@ class Conv4(eqx.Module):
             for i, o, k in zip(channels[:-1], channels[1:], keys, strict=True)
         )
         features = width if spatial_mean else width * side * side
-        self.head = (
-            None if out_size is None else Linear(features, out_size, weight_init=head_init, key=head_key)
-        )
+        self.head = None if out_size is None else Linear(features, out_size, weight_init=head_init, key=head_key)
         self.in_channels, self.image_size, self.spatial_mean = in_channels, image_size, spatial_mean
 
     @typed
@@ -170,9 +166,7 @@ def conv4_maml_omniglot(out_size: int | None = 5, *, norm: Norm = maml_norm, key
     >>> mk.nn.conv4_maml_omniglot(5, key=jax.random.key(0))(jnp.ones((2, 1, 28, 28))).shape
     (2, 5)
     """
-    return Conv4(
-        1, 28, out_size=out_size, stride=2, spatial_mean=True, norm=norm, head_init=unit_normal, key=key
-    )
+    return Conv4(1, 28, out_size=out_size, stride=2, spatial_mean=True, norm=norm, head_init=unit_normal, key=key)
 
 
 def _ravi_norm(channels: int) -> BatchStatNorm:

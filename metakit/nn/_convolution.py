@@ -110,9 +110,7 @@ def _batch(
     a, b = (_to_front(x, dim, size) for x, dim in ((a, a_dim), (b, b_dim)))
     lead = a.shape[:-4]  # the mapped axis, and the task axis if there already is one
     tasks = math.prod(lead)
-    folded = primitive.bind(
-        a.reshape(tasks, *a.shape[-4:]), b.reshape(tasks, *b.shape[-4:]), geometry=geometry
-    )
+    folded = primitive.bind(a.reshape(tasks, *a.shape[-4:]), b.reshape(tasks, *b.shape[-4:]), geometry=geometry)
     return folded.reshape(*lead, *folded.shape[1:]), 0
 
 
@@ -149,9 +147,7 @@ def _vary_alike(x: Array, w: Array) -> tuple[Array, Array]:
     return x, w
 
 
-def convolve(
-    x: Array, w: Array, *, stride: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
-) -> Array:
+def convolve(x: Array, w: Array, *, stride: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
     """Cross-correlate images `[n, h, w, c]` with weights `[kh, kw, c, o]`."""
     if x.dtype != w.dtype:
         raise TypeError(

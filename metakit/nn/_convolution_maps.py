@@ -41,9 +41,7 @@ class Geometry(NamedTuple):
     def out(self) -> tuple[int, int]:
         height, width = (
             (size + sum(pad) - kernel) // stride + 1
-            for size, pad, kernel, stride in zip(
-                self.image, self.padding, self.kernel, self.stride, strict=True
-            )
+            for size, pad, kernel, stride in zip(self.image, self.padding, self.kernel, self.stride, strict=True)
         )
         return height, width
 

@@ -95,8 +95,7 @@ class MLP(eqx.Module):
         sizes = [in_size, *[width] * depth, out_size]
         keys = jax.random.split(key, depth + 1)
         layers = [
-            Linear(i, o, weight_init=weight_init, key=k)
-            for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
+            Linear(i, o, weight_init=weight_init, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         ]
         self.hidden, self.head, self.activation = tuple(layers[:-1]), layers[-1], activation
 

@@ -39,7 +39,5 @@ def max_pool2d(x: Float[Array, "n c h w"], size: int = 2) -> Float[Array, "n c h
     [[[[5.0, 7.0], [13.0, 15.0]]]]
     """
     if size < 1 or min(x.shape[2:]) < size:
-        raise ValueError(
-            f"size must lie in 1..{min(x.shape[2:])} for images {list(x.shape[2:])}, got {size}."
-        )
+        raise ValueError(f"size must lie in 1..{min(x.shape[2:])} for images {list(x.shape[2:])}, got {size}.")
     return jnp.moveaxis(max_pool_last(jnp.moveaxis(x, 1, -1), size), -1, 1)

@@ -52,15 +52,12 @@ class LSTMCell(eqx.Module):
         recurrent_size = size if recurrent_size is None else recurrent_size
         if min(in_size, size, recurrent_size) < 1:
             raise ValueError(
-                f"in_size, size and recurrent_size must be at least 1, got {in_size}, {size} and "
-                f"{recurrent_size}."
+                f"in_size, size and recurrent_size must be at least 1, got {in_size}, {size} and {recurrent_size}."
             )
         input_key, recurrent_key = jax.random.split(key)
         # Each gate is a map of its own, so the fan out is one gate's and not all four's.
         self.input_weight = xavier_uniform(input_key, (in_size, 4 * size), in_size, size)
-        self.recurrent_weight = xavier_uniform(
-            recurrent_key, (recurrent_size, 4 * size), recurrent_size, size
-        )
+        self.recurrent_weight = xavier_uniform(recurrent_key, (recurrent_size, 4 * size), recurrent_size, size)
         self.bias = jnp.zeros((4 * size,), self.input_weight.dtype).at[size : 2 * size].set(1)
 
     @property

@@ -48,7 +48,7 @@ def network_problem():
     return objective, params, args
 
 
-def directional_difference(function, tree, direction, h=1e-4):
+def directional_difference(function, tree, direction, h=3e-5):
     """Fourth-order central difference: truncation (h⁴) and rounding (1e-16 / h) are both below 1e-10 here."""
 
     def at(scale):

@@ -34,9 +34,7 @@ def test_one_first_order_step_of_three_numbers(dtype):
     """Catches second-order terms that leak into FOMAML: torchmeta's test_update_parameters_first_order."""
 
     def outer(w):
-        solution = mk.inner.FirstOrder().solve(
-            half_squared, mk.inner.SGD(0.5), w, jnp.asarray([4, 5, 6], dtype), 1
-        )
+        solution = mk.inner.FirstOrder().solve(half_squared, mk.inner.SGD(0.5), w, jnp.asarray([4, 5, 6], dtype), 1)
         loss = half_squared(solution.params, jnp.asarray([1, 2, 3], dtype), 0)
         return loss, (solution.params, solution.losses)
 
@@ -164,7 +162,8 @@ def small_network(theta, args, step):
 @exact
 def test_the_exact_gradient_is_the_product_of_hessians_times_first_order(adjoint):
     """Catches Hessians taken at the wrong step or multiplied in the wrong order: T5, with jax.hessian."""
-    x, y, theta = (jax.random.normal(k, s) for k, s in zip(jax.random.split(jax.random.key(2), 3), [(5, 2), (5,), (9,)]))
+    keys = jax.random.split(jax.random.key(2), 3)
+    x, y, theta = (jax.random.normal(k, shape) for k, shape in zip(keys, [(5, 2), (5,), (9,)], strict=True))
     rate, steps, target = 0.2, 4, jnp.ones(5)
 
     def outer(theta, adjoint):
@@ -196,7 +195,5 @@ def test_small_rate_expansion():
         return jax.grad(loss)(theta)
 
     for adjoint, term in ((mk.inner.FirstOrder(), first_order_term), (mk.inner.Unrolled(), second_order_terms)):
-        remainders = [
-            float(jnp.linalg.norm(gradient(rate, adjoint) - (g2 - rate * term))) for rate in (1e-3, 1e-4)
-        ]
+        remainders = [float(jnp.linalg.norm(gradient(rate, adjoint) - (g2 - rate * term))) for rate in (1e-3, 1e-4)]
         assert 90 < remainders[0] / remainders[1] < 110

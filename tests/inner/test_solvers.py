@@ -100,9 +100,11 @@ def test_learned_rates_are_trainable_and_plain_ones_are_not():
 def test_rates_for_the_whole_model_serve_a_part_of_it():
     """Catches rates matched by position instead of by path, which ANIL with Meta-SGD would scramble."""
     solver = mk.inner.PerParameterSGD({"a": jnp.full(2, 9.0), "b": jnp.full((1, 1), 0.1)})
-    adapted = mk.inner.Unrolled().solve(
-        lambda p, a, s: jnp.sum(p["b"] ** 2), solver, {"a": None, "b": PARAMS["b"]}, None, 1
-    ).params
+    adapted = (
+        mk.inner.Unrolled()
+        .solve(lambda p, a, s: jnp.sum(p["b"] ** 2), solver, {"a": None, "b": PARAMS["b"]}, None, 1)
+        .params
+    )
     np.testing.assert_allclose(adapted["b"], [[0.4]])
 
 
@@ -123,9 +125,17 @@ def test_adam_has_a_finite_meta_gradient_where_a_gradient_is_zero():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: mk.inner.SGD(jnp.ones(3)), ValueError, r"SGD's rate must be one number, got .* \[3\].*PerParameterSGD"),
+        (
+            lambda: mk.inner.SGD(jnp.ones(3)),
+            ValueError,
+            r"SGD's rate must be one number, got .* \[3\].*PerParameterSGD",
+        ),
         (lambda: mk.inner.Momentum(0.1, jnp.ones(2)), ValueError, r"Momentum's decay must be one number"),
-        (lambda: mk.inner.Optax(optax.adam(0.1)), TypeError, r"factory must be a function .* not mk.inner.Optax\(optax"),
+        (
+            lambda: mk.inner.Optax(optax.adam(0.1)),
+            TypeError,
+            r"factory must be a function .* not mk.inner.Optax\(optax",
+        ),
         (lambda: mk.inner.Optax(optax.adam, learning_rate=0.1, b3=0.1), TypeError, r"adam cannot be called .*'b3'"),
         (lambda: mk.inner.Optax(optax.adam, learning_rate=0.1, eps_root=0.0), ValueError, r"eps_root=0 in adam .* NaN"),
         (lambda: mk.inner.PerLayerPerStepSGD.like(PARAMS, 0.1, 0), ValueError, r"num_steps must be at least 1, got 0"),
@@ -136,7 +146,11 @@ def test_adam_has_a_finite_meta_gradient_where_a_gradient_is_zero():
             r"one shape .*\[\[2\], \[3\]\]",
         ),
         (lambda: mk.inner.PerParameterSGD.like(jnp.arange(3), 0.1), ValueError, r"no floating-point array"),
-        (lambda: path_of(mk.inner.PerParameterSGD({"a": jnp.ones(2)})), ValueError, r"no rate for the parameter \['b'\]"),
+        (
+            lambda: path_of(mk.inner.PerParameterSGD({"a": jnp.ones(2)})),
+            ValueError,
+            r"no rate for the parameter \['b'\]",
+        ),
         (
             lambda: path_of(mk.inner.PerParameterSGD({"a": jnp.ones(3), "b": jnp.ones((1, 1))})),
             ValueError,

@@ -115,18 +115,22 @@ def test_the_best_rate_for_linear_regression_has_no_gradient():
     @eqx.filter_value_and_grad
     def population(learner):
         over_coefficients = jax.vmap(loss_of, in_axes=(None, None, 0))
-        losses = jax.vmap(over_coefficients, in_axes=(None, 0, None))(learner, jnp.asarray(nodes[grid])[..., None], coefficients)
+        over_inputs = jax.vmap(over_coefficients, in_axes=(None, 0, None))
+        losses = over_inputs(learner, jnp.asarray(nodes[grid])[..., None], coefficients)
         return jnp.sum(jnp.asarray(weights[grid].prod(1)) * jnp.mean(losses, axis=1))
 
     # Our loss has no factor one half, so the rate is half of the identity's and the risk twice.
     model = jax.tree.map(jnp.zeros_like, mk.nn.Linear(1, 1, key=jax.random.key(0)))
-    make = lambda rate: maml.MAML(model, inner=mk.inner.SGD(mk.learned(rate)), num_steps=1, loss=mk.losses.squared_error)
+
+    def make(rate):
+        solver = mk.inner.SGD(mk.learned(rate))
+        return maml.MAML(model, inner=solver, num_steps=1, loss=mk.losses.squared_error)
+
     value, gradient = population(make(best / 2))
     np.testing.assert_allclose(value, 2 * risk, rtol=1e-12)
     np.testing.assert_allclose(gradient.inner.rate.value, 0.0, atol=1e-13)
-    assert population(make(best / 2 - 0.01))[1].inner.rate.value < -1e-3 < 1e-3 < population(make(best / 2 + 0.01))[
-        1
-    ].inner.rate.value
+    below, above = (population(make(best / 2 + shift))[1].inner.rate.value for shift in (-0.01, 0.01))
+    assert below < -1e-3 < 1e-3 < above
 
 
 def test_sum_over_shot_is_the_mean_at_way_times_the_rate():

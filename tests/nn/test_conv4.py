@@ -40,7 +40,7 @@ def test_golden_counts(make, parameters):
 
 def test_counts_of_the_convolutions_alone():
     """The same counts from the published tables without norms and heads."""
-    convolutions = lambda make: size([block.conv for block in shaped(make).blocks])  # noqa: E731
+    convolutions = lambda make: size([block.conv for block in shaped(make).blocks])
     assert convolutions(lambda: mk.nn.conv4_maml_omniglot(5, key=KEY)) == 111_424
     assert convolutions(lambda: mk.nn.conv4_32(5, key=KEY)) == 28_640
     assert size(shaped(lambda: mk.nn.conv4_maml_omniglot(5, key=KEY)).head) == 325
@@ -76,10 +76,8 @@ def reference(net, x, *, stride, spatial_mean, eps):
         x = jax.nn.relu(x + block.norm.bias[None, :, None, None])
         if stride == 1:
             x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
-    if spatial_mean:
-        x = x.mean((2, 3))
-    else:  # channels vary fastest
-        x = jnp.moveaxis(x, 1, -1).reshape(x.shape[0], -1)
+    # Flat features have channels varying fastest.
+    x = x.mean((2, 3)) if spatial_mean else jnp.moveaxis(x, 1, -1).reshape(x.shape[0], -1)
     return x @ net.head.weight + net.head.bias[None]
 
 
@@ -90,14 +88,14 @@ VARIANTS = {
         (1, 28, 28),
     ),
     "pooled": (
-        lambda key: mk.nn.Conv4(2, 35, out_size=3, width=3, key=key),
+        lambda key: mk.nn.Conv4(2, 19, out_size=3, width=3, key=key),
         {"stride": 1, "spatial_mean": False, "eps": 1e-5},
-        (2, 35, 35),
+        (2, 19, 19),
     ),
     "ravi": (
-        lambda key: mk.nn.conv4_32(5, in_channels=1, image_size=32, key=key),
+        lambda key: mk.nn.conv4_32(5, in_channels=1, image_size=16, key=key),
         {"stride": 1, "spatial_mean": False, "eps": 1e-3},
-        (1, 32, 32),
+        (1, 16, 16),
     ),
 }
 
@@ -116,7 +114,7 @@ def test_equals_the_network_written_out(make, options, image):
 
 
 def test_initial_weights():
-    """Published starting points: Xavier convolutions, zero biases, and a unit-normal head in MAML's Omniglot net only."""
+    """Published starts: Xavier convolutions, zero biases, a unit-normal head in MAML's Omniglot net only."""
     maml, mini = mk.nn.conv4_maml_omniglot(20, key=KEY), mk.nn.conv4_32(20, key=KEY)
     for net in (maml, mini):
         assert not any(jnp.any(layer.bias) for block in net.blocks for layer in (block.conv, block.norm))

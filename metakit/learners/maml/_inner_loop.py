@@ -32,9 +32,7 @@ def solve(
     """Run the inner loop on a support set; also returns the leaves that did not adapt."""
     params, frozen = partition(learner.model, intersection(learner.select, not_statistics))
     args = InnerArgs(eqx.tree_at(lambda l: l.model, learner, None), frozen, support, query)
-    solution = learner.adjoint.solve(
-        _objective, learner.inner, params, args, learner.num_steps, observe=observe
-    )
+    solution = learner.adjoint.solve(_objective, learner.inner, params, args, learner.num_steps, observe=observe)
     return solution, frozen
 
 

@@ -159,16 +159,6 @@ def with_step_weights(learner: MAML, weights: Float[Array, " num_steps"]) -> MAM
     return dataclasses.replace(learner, step_weights=weights)
 
 
-def check_steps(inner: AbstractSolver, num_steps: int) -> None:
-    """Refuse a number of inner steps that cannot be taken, at construction rather than at the first step."""
-    if not isinstance(num_steps, int) or isinstance(num_steps, bool):
-        raise TypeError(
-            f"num_steps must be a Python int (it is static), got {type(num_steps).__name__} {num_steps!r}."
-        )
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be at least 0, got {num_steps}. 0 steps leave the model as it is.")
-
-
 def _check_model(model: Any) -> None:
     is_state = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
     if any(is_state(node) for node in jax.tree.leaves(model, is_leaf=is_state)):
@@ -186,9 +176,7 @@ def _check_model(model: Any) -> None:
 
 def _check_instance(name: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
-        raise TypeError(
-            f"{name} must be an mk.inner.{kind.__name__}, such as {example}; got {type(value).__name__}."
-        )
+        raise TypeError(f"{name} must be an mk.inner.{kind.__name__}, such as {example}; got {type(value).__name__}.")
 
 
 def _check_option(name: str, value: str, options: list[str]) -> None:
@@ -200,8 +188,8 @@ def _weights(weights: Hyperparameter | ArrayLike, num_steps: int) -> Hyperparame
     hyperparameter = as_hyperparameter(weights)
     if hyperparameter.value.shape != (num_steps,):
         raise ValueError(
-            f"step_weights must hold one weight per inner step, shape [{num_steps}], got "
-            f"{list(hyperparameter.value.shape)}. mk.maml.multi_step_weights(step, {num_steps}, decay_steps) makes them."
+            f"step_weights must hold one weight per inner step, shape [{num_steps}], got shape "
+            f"{list(hyperparameter.value.shape)}. Make them with mk.maml.multi_step_weights(step, {num_steps}, decay_steps)."
         )
     if num_steps == 0:
         raise ValueError("step_weights needs num_steps >= 1: with no inner step there is no loss to weigh.")

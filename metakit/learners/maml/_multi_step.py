@@ -7,9 +7,7 @@ from metakit._typecheck import typed
 
 
 @typed
-def multi_step_weights(
-    step: int | Int[Array, ""], num_steps: int, decay_steps: int
-) -> Float[Array, " num_steps"]:
+def multi_step_weights(step: int | Int[Array, ""], num_steps: int, decay_steps: int) -> Float[Array, " num_steps"]:
     r"""Weights of the query loss after each inner step, which move to the last one as training goes on.
 
     $$w_t = \max\Bigl(\frac1K - \frac{i}{K D},\ \frac{0.03}{K}\Bigr) \quad (t < K), \qquad
