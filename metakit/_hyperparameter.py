@@ -34,6 +34,10 @@ class Hyperparameter(eqx.Module):
         self.learned = learned
 
 
+class Constant(eqx.Module):
+    """Base of modules whose arrays are measured, not learnt (frozen batch statistics): training leaves them alone."""
+
+
 def fixed(value: ArrayLike) -> Hyperparameter:
     """A hyperparameter that training leaves alone.
 
@@ -65,8 +69,8 @@ def as_hyperparameter(value: "Hyperparameter | ArrayLike") -> Hyperparameter:
     return value if isinstance(value, Hyperparameter) else fixed(value)
 
 
-def _is_hyperparameter(node: Any) -> bool:
-    return isinstance(node, Hyperparameter)
+def _decides(node: Any) -> bool:
+    return isinstance(node, Hyperparameter | Constant)
 
 
 def trainable(learner: Any) -> Any:
@@ -77,7 +81,7 @@ def trainable(learner: Any) -> Any:
     - `learner`: any PyTree, usually an Equinox module.
 
     **Returns:** a tree of the learner's structure holding `True` on every floating-point array, except those inside a
-    `Hyperparameter` that is not learned, and `False` elsewhere. It is a filter for `eqx.partition`.
+    `Hyperparameter` that is not learned or in frozen batch statistics, and `False` elsewhere. It is a filter for `eqx.partition`.
 
     >>> import jax.numpy as jnp
     >>> trainable({"weight": jnp.ones(2), "rate": fixed(0.1)})["weight"]
@@ -85,7 +89,7 @@ def trainable(learner: Any) -> Any:
     """
 
     def mark(node: Any) -> Any:
-        moves = not _is_hyperparameter(node) or node.learned
+        moves = not _decides(node) or (isinstance(node, Hyperparameter) and node.learned)
         return jax.tree.map(lambda leaf: moves and eqx.is_inexact_array(leaf), node)
 
-    return jax.tree.map(mark, learner, is_leaf=_is_hyperparameter)
+    return jax.tree.map(mark, learner, is_leaf=_decides)

@@ -17,7 +17,12 @@ Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
 class Loss(Protocol):
-    """`loss(outputs, targets, *, reduction)`: a scalar, or one number per example where `reduction="none"`."""
+    """What a loss is: `loss(outputs, targets, *, reduction)`.
+
+    **Arguments:** `outputs` `[n, *out]`; `targets` `[n, *target]`; `reduction`, `"mean"`, `"sum"` or `"none"`.
+
+    **Returns:** a scalar, or `[n]`, one number per example, for `"none"`.
+    """
 
     def __call__(
         self, outputs: Shaped[Array, "n *out"], targets: Shaped[Array, "n *target"], *, reduction: Reduction

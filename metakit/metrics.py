@@ -12,7 +12,12 @@ from .losses import cross_entropy, squared_error
 
 
 class Metric(Protocol):
-    """`metric(outputs, targets) -> scalar`, for the query set of one task."""
+    """What a metric is: `metric(outputs, targets)` for the query set of one task.
+
+    **Arguments:** `outputs` `[n, *out]`; `targets` `[n, *target]`.
+
+    **Returns:** a scalar.
+    """
 
     def __call__(self, outputs: Shaped[Array, "n *out"], targets: Shaped[Array, "n *target"]) -> Scalar: ...
 

@@ -23,6 +23,12 @@ class Solution(eqx.Module):
     - `losses`: `[num_steps]`, the objective *before* each step; they come with the gradients, so they cost nothing.
     - `state`: the solver's state after the last step.
     - `observed`: what `observe` returned after each step, with a leading axis `[num_steps]`; `None` without one.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> objective = lambda params, args, step: jnp.sum(params**2)
+    >>> solution = mk.inner.Unrolled().solve(objective, mk.inner.SGD(0.25), jnp.ones(1), None, 2)
+    >>> solution.params.tolist(), solution.losses.tolist()
+    ([0.25], [1.0, 0.25])
     """
 
     params: Any

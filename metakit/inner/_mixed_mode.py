@@ -92,7 +92,9 @@ def _mixed_value_and_gradient(value: Any) -> Any:
             return jax.value_and_grad(of_arrays)(p, a, d, i)
 
         def forward(p, a, d, i):
-            return evaluate(p, a, d, i), (p, a, d, i)
+            # Not evaluate(p, a, d, i): a forward rule that calls its own function has silently wrong second
+            # derivatives inside a scan (JAX 0.10.2, reverse over reverse; right outside a scan).
+            return jax.value_and_grad(of_arrays)(p, a, d, i), (p, a, d, i)
 
         def backward(saved, cotangents):
             p, a, d, i = saved

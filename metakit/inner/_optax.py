@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter, fixed
@@ -106,7 +107,7 @@ def _is_zero(value: Any) -> bool:
     if isinstance(value, Hyperparameter):
         value = value.value
     # A traced or learned value cannot be looked at here.
-    return value is not None and not isinstance(value, jax.core.Tracer) and bool(np.all(np.asarray(value) == 0))
+    return value is not None and not isinstance(value, Tracer) and bool(np.all(np.asarray(value) == 0))
 
 
 def _name(factory: Any) -> str:

@@ -84,6 +84,11 @@ def head_only(model: Any) -> Any:
     **Raises:** `ValueError` when the model has no `head`.
 
     **Source:** Raghu et al. 2020, "Rapid Learning or Feature Reuse?", section 4, https://arxiv.org/abs/1909.09157.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> mk.inner.select.head_only(model).head.weight
+    True
     """
     return _mark(model, _head(model), inside=True)
 
@@ -101,6 +106,11 @@ def body_only(model: Any) -> Any:
 
     **Source:** Oh et al. 2021, "BOIL: Towards Representation Change for Few-shot Learning",
     https://arxiv.org/abs/2008.08882.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> mk.inner.select.body_only(model).head.weight
+    False
     """
     return _mark(model, _head(model), inside=False)
 
@@ -173,6 +183,11 @@ def without_norm(model: Any) -> Any:
     **Arguments:** `model`, any PyTree.
 
     **Returns:** a tree of the model's structure.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.conv4_maml_omniglot(5, key=jax.random.key(0))
+    >>> mk.inner.select.without_norm(model).blocks[0].norm.bias
+    False
     """
 
     def is_norm(node: Any) -> bool:
@@ -211,6 +226,12 @@ def partition(model: Any, select: Filter) -> tuple[Any, Any]:
     **Returns:** `(adapted, frozen)`.
 
     **Raises:** `ValueError` when nothing is selected, and when the filter's result does not fit the model.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> adapting, frozen = mk.inner.select.partition(model, mk.inner.select.head_only)
+    >>> adapting.head.weight.shape, frozen.head.weight
+    ((8, 1), None)
     """
     mask = _full(select, model)
     if not any(jax.tree.leaves(mask)):

@@ -106,7 +106,13 @@ class Matching(eqx.Module):
 
 class Adapted(eqx.Module):
     """What `adapt` learnt of one task: its support set, as far as the policy lets it be embedded, and its
-    targets."""
+    targets.
+
+    >>> import jax, jax.numpy as jnp, metakit as mk
+    >>> support = mk.Examples(jnp.eye(2), jnp.arange(2), way=2)
+    >>> mk.matching.adapt(mk.matching.Matching(lambda x: x), support).targets.shape
+    (2, 2)
+    """
 
     learner: Matching
     support: EmbeddedSupport

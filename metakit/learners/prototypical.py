@@ -93,7 +93,13 @@ class Prototypical(eqx.Module):
 
 class Adapted(eqx.Module):
     """What `adapt` learnt of one task: its support set, embedded as far as the policy allows, and whose class
-    is whose."""
+    is whose.
+
+    >>> import jax, jax.numpy as jnp, metakit as mk
+    >>> support = mk.Examples(jnp.eye(2), jnp.arange(2), way=2)
+    >>> mk.prototypical.adapt(mk.prototypical.Prototypical(lambda x: x), support).membership.shape
+    (2, 2)
+    """
 
     learner: Prototypical
     support: EmbeddedSupport

@@ -7,7 +7,12 @@ from jaxtyping import Array, Shaped
 
 
 class Batched(eqx.Module):
-    """What `batched` returns: a module mapped over the leading axis."""
+    """What `batched` returns: a module mapped over the leading axis.
+
+    >>> import equinox as eqx, jax, jax.numpy as jnp, metakit as mk
+    >>> mk.nn.Batched(eqx.nn.Linear(3, 2, key=jax.random.key(0)))(jnp.ones((5, 3))).shape
+    (5, 2)
+    """
 
     module: Any
 

@@ -8,11 +8,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from metakit._hyperparameter import Constant
 from metakit._typecheck import typed
 
 
-class Statistics(eqx.Module):
-    """Mean and variance of each channel, held as constants."""
+class Statistics(Constant):
+    """Mean and variance of each channel, held as constants: gradients flow into them, training does not move them.
+
+    **Arguments:** `mean` and `variance`, `[c]` each.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> mk.trainable(mk.nn.Statistics(jnp.zeros(2), jnp.ones(2))).mean
+    False
+    """
 
     mean: Float[Array, " c"]
     variance: Float[Array, " c"]

@@ -54,6 +54,13 @@ def download(url: str, path: str | os.PathLike[str], checksum: str, *, timeout: 
         ```python
         mk.tasks.download("https://example.org/images.zip", "data/images.zip", "sha256:9f86d081...")
         ```
+
+    >>> import hashlib, pathlib, tempfile, metakit as mk
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "there already"
+    ...     _ = path.write_bytes(b"data")
+    ...     mk.tasks.download("https://example.org/data", path, "sha256:" + hashlib.sha256(b"data").hexdigest()).name
+    'there already'
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"url must start with http:// or https://, got {url!r}.")

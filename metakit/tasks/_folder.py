@@ -56,6 +56,15 @@ def image_folder(
         pool = mk.tasks.image_folder("my_images", size=84, channels=3)
         sampler = mk.tasks.Episodes(pool, way=5, shot=1, queries=5)
         ```
+
+    >>> import pathlib, tempfile, metakit as mk
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("cat", "dog"):
+    ...         (pathlib.Path(folder) / name).mkdir()
+    ...         Image.new("L", (40, 40)).save(pathlib.Path(folder) / name / "1.png")
+    ...     mk.tasks.image_folder(folder, size=28).images.shape
+    (2, 1, 1, 28, 28)
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:

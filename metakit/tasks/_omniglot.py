@@ -93,6 +93,12 @@ def omniglot(
 
     **Source:** Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program
     induction", Science 2015, https://github.com/brendenlake/omniglot (MIT licence).
+
+    >>> import metakit as mk
+    >>> mk.tasks.omniglot("no/such/folder")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: ...
     """
     if not 1 <= size <= 105:
         raise ValueError(f"size must lie in 1..105 pixels (the drawings are 105x105), got {size}.")

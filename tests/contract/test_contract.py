@@ -157,15 +157,14 @@ def test_the_meta_gradient_is_right(row):
         moved = [leaf + distance * direction for leaf, direction in zip(leaves, directions, strict=True)]
         return row.algorithm.meta_loss(eqx.combine(jax.tree.unflatten(structure, moved), static), task, key)
 
-    # 1e-6: the truncation error, of order 1e-12, and rounding, 1e-10, are both far below the tolerance, and with ReLU
-    # no kink lies this near.
+    # 1e-6: the truncation error, of order 1e-12, and rounding, 1e-10, are both far below the tolerance, and
+    # with ReLU no kink lies this near.
     distance = 1e-6
     random = np.random.default_rng(0)
     scale = max(float(jnp.max(jnp.abs(slope))) for slope in slopes)
     for moved in range(len(leaves)):
         directions = [
-            random.normal(size=leaf.shape) if i == moved else np.zeros(leaf.shape)
-            for i, leaf in enumerate(leaves)
+            random.normal(size=leaf.shape) if i == moved else np.zeros(leaf.shape) for i, leaf in enumerate(leaves)
         ]
         ahead, behind = (loss_along(leaves, directions, sign * distance) for sign in (1.0, -1.0))
         slope = jnp.sum(slopes[moved] * directions[moved])
@@ -220,8 +219,7 @@ def test_one_trace_over_changed_leaves(row):
     learner = make_learner(row)
     moved = jax.tree.map(lambda leaf: leaf * 1.01 if eqx.is_inexact_array(leaf) else leaf, learner)
     values = [
-        loss(each, row.make_task(jax.random.key(i)), jax.random.key(i))
-        for i, each in enumerate([learner, moved])
+        loss(each, row.make_task(jax.random.key(i)), jax.random.key(i)) for i, each in enumerate([learner, moved])
     ]
     assert traces == 1
     assert values[0] != values[1]
@@ -242,11 +240,10 @@ def test_a_scan_of_training_steps_equals_a_loop(row):
         tasks = mk.train.draw_tasks(row.make_task, looped, meta_batch=2)
         looped, diagnostics = mk.train.step(row.algorithm, outer, looped, tasks)
         losses.append(diagnostics.loss)
-    scanned, diagnostics = mk.train.run_steps(
-        row.algorithm, outer, state, row.make_task, num_steps=3, meta_batch=2
-    )
+    scanned, diagnostics = mk.train.run_steps(row.algorithm, outer, state, row.make_task, num_steps=3, meta_batch=2)
     np.testing.assert_allclose(diagnostics.loss, jnp.stack(losses), rtol=1e-9)
-    # Adam divides by the gradient's size, so a rounding error in a vanishing gradient moves a weight by up to the rate.
+    # Adam divides by the gradient's size, so a rounding error in a vanishing gradient moves a weight by up to
+    # the rate.
     assert_trees_close(scanned.learner, looped.learner, rtol=1e-6, atol=1e-8)
 
 
@@ -289,9 +286,7 @@ def test_adapting_or_training_helps(row):
         worse = better
         outer = optimiser()
         state = mk.train.init(better, outer, key=jax.random.key(5))
-        better = mk.train.run_steps(row.algorithm, outer, state, row.make_task, num_steps=300, meta_batch=8)[
-            0
-        ].learner
+        better = mk.train.run_steps(row.algorithm, outer, state, row.make_task, num_steps=300, meta_batch=8)[0].learner
     else:
         worse = row.without(better)
     with_it, without = interval(row, better), interval(row, worse)

@@ -18,6 +18,11 @@ def fomaml(model: Any, *, inner: AbstractSolver, num_steps: int, **options: Any)
     **Returns:** a `MAML`.
 
     **Source:** Finn et al. 2017, section 5.2, https://arxiv.org/abs/1703.03400.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> type(mk.maml.fomaml(model, inner=mk.inner.SGD(0.1), num_steps=1).adjoint).__name__
+    'FirstOrder'
     """
     return MAML(model, inner=inner, num_steps=num_steps, adjoint=FirstOrder(), **options)
 
@@ -30,6 +35,11 @@ def anil(model: Any, *, inner: AbstractSolver, num_steps: int, **options: Any) -
     **Returns:** a `MAML`.
 
     **Source:** Raghu et al. 2020, "Rapid Learning or Feature Reuse?", section 4, https://arxiv.org/abs/1909.09157.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> mk.maml.anil(model, inner=mk.inner.SGD(0.1), num_steps=1).num_steps
+    1
     """
     return MAML(model, inner=inner, num_steps=num_steps, **{"select": select.head_only, **options})
 
@@ -43,6 +53,11 @@ def boil(model: Any, *, inner: AbstractSolver, num_steps: int, **options: Any) -
 
     **Source:** Oh et al. 2021, "BOIL: Towards Representation Change for Few-shot Learning", section 3,
     https://arxiv.org/abs/2008.08882. The paper's head is meta-trained as here.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> mk.maml.boil(model, inner=mk.inner.SGD(0.1), num_steps=1).num_steps
+    1
     """
     return MAML(model, inner=inner, num_steps=num_steps, **{"select": select.body_only, **options})
 
@@ -59,6 +74,11 @@ def meta_sgd(model: Any, *, rate: ArrayLike, num_steps: int = 1, **options: Any)
     **Returns:** a `MAML`.
 
     **Source:** Li et al. 2017, https://arxiv.org/abs/1707.09835; see `mk.inner.PerParameterSGD`.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> mk.maml.meta_sgd(model, rate=0.1).inner.rates.head.weight.value.shape
+    (8, 1)
     """
     return MAML(model, inner=PerParameterSGD.like(model, rate), num_steps=num_steps, **options)
 
@@ -80,6 +100,11 @@ def mamlpp(model: Any, *, rate: ArrayLike, num_steps: int = 5, **options: Any) -
     **Returns:** a `MAML` whose `step_weights` are all `1 / num_steps`.
 
     **Source:** Antoniou et al. 2019, https://arxiv.org/abs/1810.09502.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> mk.maml.mamlpp(model, rate=0.1, num_steps=3).step_weights.value.shape
+    (3,)
     """
     inner = PerLayerPerStepSGD.like(model, rate, num_steps)
     settings = {"select": select.without_norm, "step_weights": jnp.full((num_steps,), 1 / num_steps), **options}

@@ -30,6 +30,13 @@ def adapt(learner: MAML, support: Examples, key: PRNGKey | None = None) -> Adapt
     **Returns:** an `Adapted` for `predict`.
 
     **Raises:** `ValueError` when the model's outputs do not fit the labels, or labels are needed and absent.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> episode = mk.tasks.Sinusoid()(jax.random.key(1))
+    >>> mk.maml.adapt(learner, episode.support).model.head.weight.shape
+    (8, 1)
     """
     del key
     solution, frozen = solve(learner, support)
@@ -50,6 +57,13 @@ def predict(adapted: Adapted, x: Shaped[Array, "n *in"], key: PRNGKey | None = N
     **Returns:** `[n, *out]`.
 
     **Raises:** `ValueError` when the model does not give one logit per class.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> episode = mk.tasks.Sinusoid()(jax.random.key(1))
+    >>> mk.maml.predict(mk.maml.adapt(learner, episode.support), episode.query.x).shape
+    (10, 1)
     """
     del key
     outputs = adapted.model(x)
@@ -73,6 +87,13 @@ def meta_loss(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Scala
     the learner's adjoint says otherwise.
 
     **Raises:** `ValueError` as `adapt`.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> episode = mk.tasks.Sinusoid()(jax.random.key(1))
+    >>> mk.maml.meta_loss(learner, episode).shape
+    ()
     """
     del key
     if learner.step_weights is None:
@@ -93,6 +114,13 @@ class Diagnostics(eqx.Module):
 
     - `inner_losses`: `[num_steps + 1]`, the support loss before each step and after the last.
     - `query_loss_before`, `query_loss_after`: the query loss of the model as learned, and as adapted.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> episode = mk.tasks.Sinusoid()(jax.random.key(1))
+    >>> mk.maml.diagnostics(learner, episode).query_loss_after.shape
+    ()
     """
 
     inner_losses: Float[Array, " steps_and_end"]
@@ -109,6 +137,13 @@ def diagnostics(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Dia
     **Returns:** a `Diagnostics`. The losses before each step come with the inner gradients and cost nothing extra.
 
     **Raises:** `ValueError` as `adapt`.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> episode = mk.tasks.Sinusoid()(jax.random.key(1))
+    >>> mk.maml.diagnostics(learner, episode).inner_losses.shape
+    (3,)
     """
     del key
     solution, frozen = solve(learner, task.support)
@@ -135,6 +170,13 @@ def path(learner: MAML, support: Examples, key: PRNGKey | None = None, *, num_st
     `t` steps.
 
     **Raises:** `ValueError` as `adapt`, and when the solver has no rates for so many steps.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> episode = mk.tasks.Sinusoid()(jax.random.key(1))
+    >>> mk.maml.path(learner, episode.support, num_steps=10).model.head.weight.shape
+    (11, 8, 1)
     """
     del key
     longer = with_num_steps(learner, num_steps)

@@ -106,6 +106,13 @@ class Adapted(eqx.Module):
 
     - `model`: the model after the last inner step, its norm layers resolved to the step and the policy in force.
     - `way`: how many classes the support set's labels counted from, `None` for regression.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> episode = mk.tasks.Sinusoid()(jax.random.key(1))
+    >>> mk.maml.adapt(learner, episode.support).way is None
+    True
     """
 
     model: Any
@@ -125,6 +132,12 @@ def with_adjoint(learner: MAML, adjoint: AbstractAdjoint) -> MAML:
     **Returns:** a new learner.
 
     **Source:** Antoniou et al. 2019, "How to train your MAML", section 4, https://arxiv.org/abs/1810.09502.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> type(mk.maml.with_adjoint(learner, mk.inner.FirstOrder()).adjoint).__name__
+    'FirstOrder'
     """
     return dataclasses.replace(learner, adjoint=adjoint)
 
@@ -140,6 +153,12 @@ def with_num_steps(learner: MAML, num_steps: int) -> MAML:
     **Returns:** a new learner.
 
     **Raises:** `ValueError` for a negative number, or more than the solver has rates for.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=2, loss=mk.losses.squared_error)
+    >>> mk.maml.with_num_steps(learner, 10).num_steps
+    10
     """
     return dataclasses.replace(learner, num_steps=num_steps, step_weights=None)
 
@@ -155,6 +174,13 @@ def with_step_weights(learner: MAML, weights: Float[Array, " num_steps"]) -> MAM
     **Returns:** a new learner.
 
     **Raises:** `ValueError` when there is not one weight per inner step.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> import jax.numpy as jnp
+    >>> learner = mk.maml.mamlpp(model, rate=0.01, num_steps=2, loss=mk.losses.squared_error)
+    >>> mk.maml.with_step_weights(learner, jnp.array([0.25, 0.75])).step_weights.value.tolist()
+    [0.25, 0.75]
     """
     return dataclasses.replace(learner, step_weights=weights)
 
@@ -188,8 +214,8 @@ def _weights(weights: Hyperparameter | ArrayLike, num_steps: int) -> Hyperparame
     hyperparameter = as_hyperparameter(weights)
     if hyperparameter.value.shape != (num_steps,):
         raise ValueError(
-            f"step_weights must hold one weight per inner step, shape [{num_steps}], got shape "
-            f"{list(hyperparameter.value.shape)}. Make them with mk.maml.multi_step_weights(step, {num_steps}, decay_steps)."
+            f"step_weights must hold one weight per inner step, shape [{num_steps}], got "
+            f"{list(hyperparameter.value.shape)}. mk.maml.multi_step_weights(step, {num_steps}, decay_steps) makes one."
         )
     if num_steps == 0:
         raise ValueError("step_weights needs num_steps >= 1: with no inner step there is no loss to weigh.")
