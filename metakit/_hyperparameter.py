@@ -81,7 +81,8 @@ def trainable(learner: Any) -> Any:
     - `learner`: any PyTree, usually an Equinox module.
 
     **Returns:** a tree of the learner's structure holding `True` on every floating-point array, except those inside a
-    `Hyperparameter` that is not learned or in frozen batch statistics, and `False` elsewhere. It is a filter for `eqx.partition`.
+    `Hyperparameter` that is not learned or in frozen batch statistics, and `False` elsewhere. It is a filter
+    for `eqx.partition`.
 
     >>> import jax.numpy as jnp
     >>> trainable({"weight": jnp.ones(2), "rate": fixed(0.1)})["weight"]

@@ -25,7 +25,9 @@ def as_float_array(value: ArrayLike) -> Array:
 def tree_bytes(tree: Any) -> int:
     """Bytes held by the arrays of a tree (also of `jax.ShapeDtypeStruct` leaves)."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype") and hasattr(leaf, "shape")]
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended))
+    return sum(
+        leaf.size * leaf.dtype.itemsize for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    )
 
 
 def inexact_leaves(tree: Any) -> list[Array]:

@@ -38,7 +38,9 @@ def _reduce(per_example: Float[Array, " n"], reduction: str) -> Float[Array, "..
         case "none":
             return per_example
         case _:
-            raise ValueError(f"reduction={reduction!r} is not known. {nearest(str(reduction), ['mean', 'sum', 'none'])}")
+            raise ValueError(
+                f"reduction={reduction!r} is not known. {nearest(str(reduction), ['mean', 'sum', 'none'])}"
+            )
 
 
 def _require_same_shape(outputs: Array, targets: Array, loss: str) -> None:
@@ -51,9 +53,7 @@ def _require_same_shape(outputs: Array, targets: Array, loss: str) -> None:
 
 
 @typed
-def cross_entropy(
-    outputs: Float[Array, "n way"], targets: Int[Array, "n"], *, reduction: str
-) -> Float[Array, "..."]:
+def cross_entropy(outputs: Float[Array, "n way"], targets: Int[Array, "n"], *, reduction: str) -> Float[Array, "..."]:
     r"""Cross-entropy of integer labels under logits.
 
     $$\ell_i = \log\sum_c \exp z_{ic} - z_{i y_i}$$
@@ -110,7 +110,8 @@ def gaussian_nll(
 ) -> Float[Array, "..."]:
     r"""Negative log-density of real targets under independent Gaussians.
 
-    $$\ell_i = \frac{1}{d}\sum_{j=1}^{d}\left[\tfrac12\log 2\pi + \log\sigma_{ij} + \frac{(y_{ij}-\mu_{ij})^2}{2\sigma_{ij}^2}\right]$$
+    $$\ell_i = \frac{1}{d}\sum_{j=1}^{d}\left[\tfrac12\log 2\pi + \log\sigma_{ij}
+      + \frac{(y_{ij}-\mu_{ij})^2}{2\sigma_{ij}^2}\right]$$
 
     **Arguments:**
 

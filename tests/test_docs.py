@@ -114,7 +114,9 @@ def test_the_page_on_writing_a_learner_runs():
         pool = mk.tasks.ImagePool(jax.random.randint(jax.random.key(3), (8, 6, 1, 4, 4), 0, 255).astype("uint8"))
         episodes = mk.tasks.Episodes(pool, way=3, shot=1, queries=2)
         learner = own_learner.Ridge(
-            embed=Flatten(mk.nn.MLP(16, 8, 16, 1, key=jax.random.key(0))), penalty=mk.learned(1.0), scale=mk.learned(1.0)
+            embed=Flatten(mk.nn.MLP(16, 8, 16, 1, key=jax.random.key(0))),
+            penalty=mk.learned(1.0),
+            scale=mk.learned(1.0),
         )
         scope = {"mk": mk, "jax": jax, "learner": learner, "episodes": episodes, "test_episodes": episodes}
         sys.modules["own_learner"] = own_learner

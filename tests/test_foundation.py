@@ -35,7 +35,13 @@ def test_three_rates_are_one_trace():
 
 def test_trainable_leaves_fixed_hyperparameters_alone_and_nothing_else():
     """Catches a published inner rate that drifts during meta-training, and weights that never move."""
-    learner = {"w": jnp.ones(3), "n": jnp.ones(3, int), "fixed": mk.fixed(0.1), "learned": mk.learned(0.1), "f": jnp.sin}
+    learner = {
+        "w": jnp.ones(3),
+        "n": jnp.ones(3, int),
+        "fixed": mk.fixed(0.1),
+        "learned": mk.learned(0.1),
+        "f": jnp.sin,
+    }
     mask = mk.trainable(learner)
     assert (mask["w"], mask["n"], mask["f"]) == (True, False, False)
     assert (mask["fixed"].value, mask["learned"].value) == (False, True)

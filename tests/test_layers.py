@@ -53,9 +53,7 @@ def imports_of(source, name, is_package):
             base = node.module or ""
             if node.level:
                 package = name.split(".") if is_package else name.split(".")[:-1]
-                base = ".".join(
-                    package[: len(package) - node.level + 1] + ([node.module] if node.module else [])
-                )
+                base = ".".join(package[: len(package) - node.level + 1] + ([node.module] if node.module else []))
             for alias in node.names:
                 yield Import(node.lineno, f"{base}.{alias.name}", node in inside)
 
@@ -80,9 +78,7 @@ def violations(source, name, is_package=False):
             continue
         if other != unit:
             mine, theirs = LAYER_OF[unit], LAYER_OF[other]
-            sibling_ok = (
-                mine == theirs and mine <= 1
-            )  # the two lowest layers are single files that build on each other
+            sibling_ok = mine == theirs and mine <= 1  # the two lowest layers are single files that build on each other
             if theirs > mine or (theirs == mine and not sibling_ok):
                 found.append(f"{name}:{line} (layer {mine}) imports {target} (layer {theirs})")
             if (unit, other) in FORBIDDEN:

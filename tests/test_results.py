@@ -41,9 +41,7 @@ def errors_by_step(learner, task, key):
 def sinusoid(adjoint, num_steps):
     tasks = mk.tasks.Sinusoid(shot=10, queries=10)
     model = mk.nn.MLP(1, 1, 40, 2, weight_init=mk.nn.xavier_uniform, key=jax.random.key(2))
-    learner = mk.maml.MAML(
-        model, inner=mk.inner.SGD(0.01), num_steps=1, loss=mk.losses.squared_error, adjoint=adjoint
-    )
+    learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=1, loss=mk.losses.squared_error, adjoint=adjoint)
     optimiser = optax.adam(1e-3)
     state = mk.train.init(learner, optimiser, key=jax.random.key(102))
     state, _ = mk.train.run_steps(mk.maml, optimiser, state, tasks, num_steps=num_steps, meta_batch=25)

@@ -152,7 +152,9 @@ class Settings:
         return self.data in REGRESSION
 
 
-_CHOSEN = tuple(field.name for field in dataclasses.fields(Settings) if field.name not in ("algorithm", "data", "smoke"))
+_CHOSEN = tuple(
+    field.name for field in dataclasses.fields(Settings) if field.name not in ("algorithm", "data", "smoke")
+)
 
 
 def explicit(options: Train) -> dict[str, object]:

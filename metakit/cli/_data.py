@@ -76,14 +76,18 @@ def _folder(settings: Settings) -> dict[Part, tasks.ImagePool]:
     dealt = {"val": order[:held_out], "test": order[held_out : 2 * held_out], "train": order[2 * held_out :]}
     if len(dealt["train"]) < least["train"]:
         raise UsageError(
-            f"{settings.path} holds {len(order)} classes; {settings.way}-way training with unseen classes for validation "
-            f"and test needs at least {2 * settings.test_way + settings.way}. Add classes, or lower --way and --test-way."
+            f"{settings.path} holds {len(order)} classes; {settings.way}-way training with unseen classes for "
+            f"validation and test needs at least {2 * settings.test_way + settings.way}. Add "
+            "classes, or lower --way and --test-way."
         )
     return {part: tasks.subset(pool, sorted(int(i) for i in dealt[part])) for part in PARTS}
 
 
 def _about(settings: Settings, pools: dict[Part, tasks.ImagePool]) -> str:
     classes = ", ".join(f"{len(pools[part].names)} {part}" for part in PARTS)
-    split = {"omniglot": f"{settings.split or 'vinyals'} split, 90-degree rotations as classes", "glyphs": "split by script"}
+    split = {
+        "omniglot": f"{settings.split or 'vinyals'} split, 90-degree rotations as classes",
+        "glyphs": "split by script",
+    }
     named = split.get(settings.data, f"classes dealt out with seed {settings.seed}")
     return f"{settings.data} ({named}; {classes} classes; test pool sha256 {tasks.fingerprint(pools['test'])[:12]})"

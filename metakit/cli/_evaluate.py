@@ -45,7 +45,8 @@ def _overridden(trained: Settings, options: Evaluate) -> Settings:
     way = trained.test_way if options.way is None else options.way
     if ALGORITHMS[trained.algorithm].gradient_based and not trained.regression and way != trained.way:
         raise UsageError(
-            f"--way {way}: {trained.algorithm} has a head for {trained.way} classes and can be tested on no other number."
+            f"--way {way}: {trained.algorithm} has a head for {trained.way} classes and can be tested on "
+            "no other number."
         )
     changes = {
         "test_way": options.way,

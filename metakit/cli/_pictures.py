@@ -87,7 +87,7 @@ def inner_steps(intervals: list[Interval], path: pathlib.Path, *, score: str) ->
 
 
 def regression_curves(curves: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Three test tasks: the support points, the curve before and after adaptation, and the truth at the query points."""
+    """Some test tasks: support points, the curve before and after adaptation, the truth at the query points."""
     figure, grid = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), squeeze=False)
     for axes, curve in zip(grid[0], curves, strict=True):
         if "before" in curve:

@@ -78,9 +78,7 @@ ALGORITHMS = {
     "meta-sgd": Entry(maml, _rates(maml.meta_sgd), "a learned rate per parameter (Li et al. 2017)", True, True),
     "mamlpp": Entry(maml, _rates(maml.mamlpp), "MAML++ (Antoniou et al. 2019)", True, True),
     "matching": Entry(matching, _matching, "Matching Networks (Vinyals et al. 2016)", False, True),
-    "prototypical": Entry(
-        prototypical, _prototypical, "Prototypical Networks (Snell et al. 2017)", False, False
-    ),
+    "prototypical": Entry(prototypical, _prototypical, "Prototypical Networks (Snell et al. 2017)", False, False),
 }
 
 _IMAGES = {"way": 5, "shot": 1, "seed": 0, "devices": 1, "scale": 1.0, "schedule": "cosine", "inner_rate": 1.0}
@@ -137,7 +135,14 @@ _PRESETS: dict[tuple[str, str], dict[str, object]] = {
     ("mamlpp", "glyphs"): {"inner_steps": 3, "inner_rate": 0.5},
     ("meta-sgd", "glyphs"): {"test_inner_steps": 1},
     ("meta-sgd", "omniglot"): {"test_inner_steps": 1},
-    ("maml", "omniglot"): {"steps": 6000, "meta_batch": 16, "queries": 1, "test_queries": 1, "inner_rate": 2.0, "validate_every": 1000},
+    ("maml", "omniglot"): {
+        "steps": 6000,
+        "meta_batch": 16,
+        "queries": 1,
+        "test_queries": 1,
+        "inner_rate": 2.0,
+        "validate_every": 1000,
+    },
     ("prototypical", "omniglot"): {"way": 60, "queries": 5, "test_queries": 15, "steps": 2000, "validate_every": 500},
     ("matching", "omniglot"): {"way": 20, "queries": 5, "test_queries": 15, "steps": 4000, "validate_every": 500},
 }

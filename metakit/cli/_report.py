@@ -38,7 +38,8 @@ def show_table(console: Console, settings: Settings, assessment: Assessment, *, 
 def tasks_in_words(settings: Settings) -> str:
     if settings.regression:
         return f"{settings.test_tasks} tasks, {settings.shot} support and {settings.test_queries} query points"
-    return f"{settings.test_tasks} tasks, {settings.test_way}-way {settings.shot}-shot, {settings.test_queries} queries a class"
+    kind = f"{settings.test_way}-way {settings.shot}-shot"
+    return f"{settings.test_tasks} tasks, {kind}, {settings.test_queries} queries a class"
 
 
 def report(
@@ -71,7 +72,9 @@ def report(
     factor, digits = (1, 4) if settings.regression else (100, 2)
     for row in assessment.rows:
         ends = f"{factor * row.bootstrap.low:.{digits}f} to {factor * row.bootstrap.high:.{digits}f}"
-        lines.append(f"| {row.name} | {show(row.score)} | {ends} | {'' if row.advantage is None else show(row.advantage)} |")
+        lines.append(
+            f"| {row.name} | {show(row.score)} | {ends} | {'' if row.advantage is None else show(row.advantage)} |"
+        )
     spoilt = {row.name: row.score.num_nonfinite for row in assessment.rows if row.score.num_nonfinite}
     lines += [f"\n{name} diverged on {count} tasks." for name, count in spoilt.items()]
     if assessment.nll is not None:
@@ -81,7 +84,11 @@ def report(
             f"{assessment.calibration_error:.4f} (15 bins, pooled over all test queries).",
         ]
     if steps:
-        lines += ["", "| inner steps | " + " | ".join(map(str, range(len(steps)))) + " |", "|---" * (len(steps) + 1) + "|"]
+        lines += [
+            "",
+            "| inner steps | " + " | ".join(map(str, range(len(steps)))) + " |",
+            "|---" * (len(steps) + 1) + "|",
+        ]
         lines.append("| meta-trained | " + " | ".join(map(show, steps)) + " |")
     for title, file in pictures:
         lines += ["", f"## {title}", f"![{title}]({file})"]
@@ -89,7 +96,9 @@ def report(
 
 
 def _made_with(settings: Settings) -> list[str]:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("metakit", "jax", "equinox", "optax"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("metakit", "jax", "equinox", "optax")
+    )
     device = jax.devices()[0]
     return [
         f"- `metakit {shlex.join(sys.argv[1:])}`",

@@ -51,8 +51,8 @@ def write(path: pathlib.Path, text: str, *, append: bool = False) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFullError(
-            f"no room left to write {path}. The checkpoints in its folder are intact: free some space and continue with "
-            "--resume."
+            f"no room left to write {path}. The checkpoints in its folder are intact: free some space and "
+            "continue with --resume."
         ) from error
 
 
@@ -61,7 +61,9 @@ def create(options: Train, chosen: Settings) -> RunFolder:
     name = f"{chosen.algorithm}-{chosen.data}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = options.run if options.run is not None else pathlib.Path("runs") / name
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"--run {path} exists and is not empty. Choose another folder, or continue it with --resume {path}.")
+        raise UsageError(
+            f"--run {path} exists and is not empty. Choose another folder, or continue it with --resume {path}."
+        )
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
     write(folder.config, json.dumps(dataclasses.asdict(chosen), indent=2) + "\n")
@@ -90,5 +92,7 @@ def resume(options: Train) -> tuple[RunFolder, Settings]:
         given["data"] = options.data
     changed = {name: value for name, value in given.items() if getattr(recorded, name) != value}
     if changed:
-        raise ConfigChangedError(str(options.resume), {n: (getattr(recorded, n), value) for n, value in changed.items()})
+        raise ConfigChangedError(
+            str(options.resume), {n: (getattr(recorded, n), value) for n, value in changed.items()}
+        )
     return folder, recorded

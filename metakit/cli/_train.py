@@ -64,9 +64,7 @@ def initial_state(chosen: Settings, data: Data) -> tuple[Any, train.TrainState]:
     """Learner, optimiser and training state at step 0."""
     optimiser = optimiser_of(chosen)
     learner = build_learner(chosen, data.pools.get("train"), jax.random.key(chosen.seed))
-    state = train.init(
-        learner, optimiser, key=jax.random.fold_in(jax.random.key(chosen.seed), 1), trainable=trainable
-    )
+    state = train.init(learner, optimiser, key=jax.random.fold_in(jax.random.key(chosen.seed), 1), trainable=trainable)
     return optimiser, state
 
 
@@ -134,9 +132,7 @@ def _log(folder: RunFolder, event: train.Event) -> None:
         folder.log(event="validated", step=event.step, is_best=event.is_best, **ends)
 
 
-def finish(
-    chosen: Settings, data: Data, folder: RunFolder, learner: Any, console: Console, started: float
-) -> None:
+def finish(chosen: Settings, data: Data, folder: RunFolder, learner: Any, console: Console, started: float) -> None:
     """Test the best learner, draw the pictures and write the report."""
     key = jax.random.fold_in(jax.random.key(chosen.seed), 3)
     assessment = assess(chosen, data, learner, key)

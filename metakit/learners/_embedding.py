@@ -64,8 +64,7 @@ def embed_queries(
     assert features is not None  # one of x and features is always kept
     if features.shape[1] != queries.shape[1]:
         raise ValueError(
-            f"embed and embed_query must return features of one size, got {features.shape[1]} and "
-            f"{queries.shape[1]}."
+            f"embed and embed_query must return features of one size, got {features.shape[1]} and {queries.shape[1]}."
         )
     return features, queries
 

@@ -148,9 +148,7 @@ def adapt(learner: Matching, support: Examples, key: PRNGKey | None = None) -> A
 
 
 @typed
-def predict(
-    adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None = None
-) -> Float[Array, "query *out"]:
+def predict(adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None = None) -> Float[Array, "query *out"]:
     """Predict queries from the support's targets.
 
     **Arguments:**
@@ -227,9 +225,7 @@ def _scores(adapted: Adapted, x: Shaped[Array, "query *in"]) -> Float[Array, "qu
     return learner.scale.value.astype(similarity.dtype) * similarity
 
 
-def _log_probabilities(
-    scores: Float[Array, "query n"], members: Bool[Array, "n way"]
-) -> Float[Array, "query way"]:
+def _log_probabilities(scores: Float[Array, "query n"], members: Bool[Array, "n way"]) -> Float[Array, "query way"]:
     r"""$\log\sum_{i:\,y_i=c} a_i$, from the attention's logits.
 
     Adding up the attention first and taking the logarithm of that gives minus infinity, and NaN gradients,

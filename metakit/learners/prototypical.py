@@ -159,9 +159,7 @@ def adapt(learner: Prototypical, support: Examples, key: PRNGKey | None = None) 
 
 
 @typed
-def predict(
-    adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None = None
-) -> Float[Array, "query way"]:
+def predict(adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None = None) -> Float[Array, "query way"]:
     """Score queries against the prototypes.
 
     **Arguments:**

@@ -21,9 +21,7 @@ def choose_chunk(chunk: Chunk, count: int, batched: Any, platform: str) -> int:
     if chunk == "auto":
         return 1 if platform == "cpu" and _numbers_in_one_task(batched) > _LARGE_TASK else count
     if isinstance(chunk, bool) or chunk < 1:
-        raise ValueError(
-            f'chunk must be a positive number of tasks, "auto", or None for all at once; got {chunk!r}.'
-        )
+        raise ValueError(f'chunk must be a positive number of tasks, "auto", or None for all at once; got {chunk!r}.')
     return min(chunk, count)
 
 
@@ -31,9 +29,7 @@ def _numbers_in_one_task(batched: Any) -> int:
     return sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(batched) if eqx.is_array(leaf))
 
 
-def fold_chunks(
-    function: Callable[[Any], tuple[Any, Any]], like: Any, batched: Any, chunk: int
-) -> tuple[Any, Any]:
+def fold_chunks(function: Callable[[Any], tuple[Any, Any]], like: Any, batched: Any, chunk: int) -> tuple[Any, Any]:
     """Sum the first output of `function(some tasks)`, a tree like `like`, over chunks, and concatenate the
     second.
 

@@ -49,9 +49,7 @@ def meta_gradient_pmap(
         total, losses = sum_over_tasks(problem, moving, still, batched, size)
         return jax.lax.psum((total, jnp.sum(losses)), "task"), losses
 
-    split = jax.tree.map(
-        lambda leaf: leaf.reshape(len(devices), local_count, *leaf.shape[1:]), problem.batched
-    )
+    split = jax.tree.map(lambda leaf: leaf.reshape(len(devices), local_count, *leaf.shape[1:]), problem.batched)
     reduced, losses = local(problem.moving, problem.still, split)
     total, loss = jax.tree.map(lambda leaf: leaf[0], reduced)  # every device holds the same sum
     return mean_over_tasks(total, loss, losses.reshape(problem.count), problem.count)

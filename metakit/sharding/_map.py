@@ -15,9 +15,7 @@ from ._mesh import enter, num_tasks, require_divisible, tasks_spec
 
 
 @typed
-def map_tasks(
-    function: Callable[..., Any], *batched: Any, mesh: Mesh | None = None, chunk: Chunk = "auto"
-) -> Any:
+def map_tasks(function: Callable[..., Any], *batched: Any, mesh: Mesh | None = None, chunk: Chunk = "auto") -> Any:
     """Apply a function of one task to many, in chunks, on one device or many.
 
     Like `jax.vmap`, but memory is that of one chunk, and nothing crosses between devices.

@@ -123,9 +123,7 @@ def num_tasks(*batched: Any) -> int:
     """
     shapes = [leaf.shape for leaf in jax.tree.leaves(batched) if eqx.is_array(leaf)]
     if not shapes:
-        raise ValueError(
-            "There is no array to count tasks by; tasks need a leading task axis on every array."
-        )
+        raise ValueError("There is no array to count tasks by; tasks need a leading task axis on every array.")
     count = shapes[0][0] if shapes[0] else 0
     if count == 0 or any(shape[:1] != (count,) for shape in shapes):
         raise ValueError(

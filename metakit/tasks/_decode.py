@@ -52,9 +52,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Ima
             f"{name} declares too large a size: {error} The limit here is {max_pixels} pixels."
         ) from error
     except _BROKEN as error:
-        raise DecodeError(
-            f"{name} has a broken header: {error}. Fetch or export it again, or remove it."
-        ) from error
+        raise DecodeError(f"{name} has a broken header: {error}. Fetch or export it again, or remove it.") from error
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError(

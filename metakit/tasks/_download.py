@@ -92,11 +92,7 @@ def download(url: str, path: str | os.PathLike[str], checksum: str, *, timeout: 
         raise
     except (OSError, http.client.HTTPException) as error:
         # URLError, HTTPError, timeouts, refused and broken connections and full disks are all OSErrors.
-        kept = (
-            f"{part.stat().st_size} bytes are kept in {part}; the next call continues there"
-            if part.exists()
-            else ""
-        )
+        kept = f"{part.stat().st_size} bytes are kept in {part}; the next call continues there" if part.exists() else ""
         raise DownloadError(
             f"{url} could not be downloaded to {target}: {error}. {kept or 'Nothing was kept'}. Check the "
             "connection and the free space, or fetch the file by other means and put it there."

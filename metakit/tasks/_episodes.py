@@ -132,8 +132,7 @@ class Episodes(eqx.Module):
         flat = images.reshape((self.way * drawn, *images.shape[2:]))
         first = [[label * drawn + i for i in range(s)] for label, s in enumerate(shots)]
         rest = [
-            [label * drawn + s + i for i in range(q)]
-            for label, (s, q) in enumerate(zip(shots, queries, strict=True))
+            [label * drawn + s + i for i in range(q)] for label, (s, q) in enumerate(zip(shots, queries, strict=True))
         ]
         support_rows, query_rows = jnp.asarray(np.concatenate(first), jnp.int32), np.concatenate(rest)
         if self.shuffle:
@@ -152,9 +151,7 @@ class Episodes(eqx.Module):
 def _per_label(value: int | tuple[int, ...], way: int, name: str, *, least: int) -> tuple[int, ...]:
     values = value if isinstance(value, tuple) else (value,) * way
     if len(values) != way:
-        raise ValueError(
-            f"{name} must be an integer or a tuple of way={way} integers, got {len(values)}: {values}."
-        )
+        raise ValueError(f"{name} must be an integer or a tuple of way={way} integers, got {len(values)}: {values}.")
     if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise ValueError(f"{name} must be an integer or a tuple of way={way} integers, got {value!r}.")
     if min(values) < least:

@@ -106,20 +106,14 @@ def _classes(root: Path) -> dict[str, list[Path]]:
         raise ValueError(
             f"{len(empty)} of the {len(files)} class folders of {root} hold no image "
             f"({', '.join(SUFFIXES)}), the first is {empty[0]!r}. "
-            + (
-                "It holds folders: point path one level deeper, or flatten them."
-                if deeper
-                else "Fill or remove it."
-            )
+            + ("It holds folders: point path one level deeper, or flatten them." if deeper else "Fill or remove it.")
         )
     return files
 
 
 def _images(folder: Path) -> list[Path]:
     return sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
+        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
     )
 
 

@@ -114,9 +114,7 @@ def omniglot(
     if download:
         for archive in archives:
             if not any(place.exists() for place in _places(root, archive)):
-                fetch(
-                    f"{OFFICIAL}{archive}.zip", root / f"{archive}.zip", checksum=OFFICIAL_CHECKSUMS[archive]
-                )
+                fetch(f"{OFFICIAL}{archive}.zip", root / f"{archive}.zip", checksum=OFFICIAL_CHECKSUMS[archive])
     drawings: dict[str, np.ndarray] = {}
     for archive in archives:
         drawings |= _load(_find(root, archive), size, cache)
@@ -206,9 +204,7 @@ def _identity(source: Path) -> str:
 def _files(source: Path) -> Iterable[tuple[PurePosixPath, bytes]]:
     if source.is_file():
         return read_zip(source)
-    return (
-        (PurePosixPath(f.relative_to(source.parent)), f.read_bytes()) for f in sorted(source.rglob("*.png"))
-    )
+    return ((PurePosixPath(f.relative_to(source.parent)), f.read_bytes()) for f in sorted(source.rglob("*.png")))
 
 
 def _decode_all(source: Path, size: int) -> dict[str, np.ndarray]:

@@ -136,13 +136,9 @@ def subset(pool: ImagePool, classes: Sequence[int | str] | np.ndarray) -> ImageP
     if not indices:
         raise ValueError("classes must name at least one class of the pool, got none.")
     if len(set(indices)) < len(indices):
-        raise ValueError(
-            "classes must not repeat a class: an episode could then draw it twice under two labels."
-        )
+        raise ValueError("classes must not repeat a class: an episode could then draw it twice under two labels.")
     chosen = np.asarray(indices)
-    return ImagePool(
-        pool.images[chosen], np.asarray(pool.counts)[chosen], tuple(pool.names[i] for i in indices)
-    )
+    return ImagePool(pool.images[chosen], np.asarray(pool.counts)[chosen], tuple(pool.names[i] for i in indices))
 
 
 @typed

@@ -100,9 +100,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, linear_run, mon
     said = capsys.readouterr().out.replace("\n", "")
     assert "continue with: metakit train maml --resume" in said
     assert main(["train", "maml", "--resume", str(folder), "--no-compilation-cache"]) == 0
-    timeless = [
-        {k: v for k, v in r.items() if k not in ("steps_per_second", "seconds_left")} for r in records(folder)
-    ]
+    timeless = [{k: v for k, v in r.items() if k not in ("steps_per_second", "seconds_left")} for r in records(folder)]
     expected = [
         {k: v for k, v in r.items() if k not in ("steps_per_second", "seconds_left")}
         for r in records(linear_run)

@@ -45,9 +45,7 @@ def clusters(key, way, shot, queries, d=8):
     """Noiseless clusters: every example of a class is the same point."""
     centres = 3 * jax.random.normal(key, (way, d))
     support, query = jnp.tile(jnp.arange(way), shot), jnp.tile(jnp.arange(way), queries)
-    return mk.Episode(
-        mk.Examples(centres[support], support, way=way), mk.Examples(centres[query], query, way=way)
-    )
+    return mk.Episode(mk.Examples(centres[support], support, way=way), mk.Examples(centres[query], query, way=way))
 
 
 def assert_gradient_is_central_difference(loss, tree, step=1e-5, rtol=1e-6):
@@ -60,9 +58,7 @@ def assert_gradient_is_central_difference(loss, tree, step=1e-5, rtol=1e-6):
     assert len(gradients) == len(leaves)
     for seed in range(3):
         keys = jax.random.split(jax.random.key(seed), len(leaves))
-        direction = [
-            jax.random.normal(k, leaf.shape, dtype=leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
-        ]
+        direction = [jax.random.normal(k, leaf.shape, dtype=leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
 
         def value(t, direction=direction):
             moved = [leaf + t * d for leaf, d in zip(leaves, direction, strict=True)]

@@ -29,9 +29,7 @@ def test_equals_the_loop_and_holds_under_vmap(pairwise, one, shape, key):
     a, b = jax.random.normal(key, (2, n, d)), jax.random.normal(jax.random.fold_in(key, 1), (2, m, d))
     batched = jax.vmap(pairwise)(a, b)
     for task in range(2):
-        np.testing.assert_allclose(
-            pairwise(a[task], b[task]), _loop(a[task], b[task], one), rtol=1e-12, atol=1e-12
-        )
+        np.testing.assert_allclose(pairwise(a[task], b[task]), _loop(a[task], b[task], one), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(batched[task], pairwise(a[task], b[task]), rtol=1e-12, atol=1e-12)
 
 

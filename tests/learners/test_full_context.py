@@ -39,9 +39,7 @@ def test_full_context_equals_the_written_out_recursion(key):
         return 1 / (1 + np.exp(-v))
 
     def lstm(cell, x, h, c):
-        gates = (
-            x @ np.asarray(cell.input_weight) + h @ np.asarray(cell.recurrent_weight) + np.asarray(cell.bias)
-        )
+        gates = x @ np.asarray(cell.input_weight) + h @ np.asarray(cell.recurrent_weight) + np.asarray(cell.bias)
         i, f, g, o = gates[:d], gates[d : 2 * d], gates[2 * d : 3 * d], gates[3 * d :]
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         return sigmoid(o) * np.tanh(c), c

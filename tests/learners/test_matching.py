@@ -125,9 +125,7 @@ def test_far_classes_keep_finite_log_probabilities_and_gradients():
     query = mk.Examples(jnp.zeros((1, 1), jnp.float32), jnp.array([1]), way=2)
 
     def loss(weight):
-        return meta_loss(
-            Matching(lambda x: x * weight, similarity="squared_euclidean"), mk.Episode(support, query)
-        )
+        return meta_loss(Matching(lambda x: x * weight, similarity="squared_euclidean"), mk.Episode(support, query))
 
     value, gradient = jax.value_and_grad(loss)(jnp.ones((), jnp.float32))
     np.testing.assert_allclose(value, 900 + np.log1p(np.exp(-1)), rtol=1e-5)
@@ -183,9 +181,7 @@ def test_regression_of_one_hot_targets_is_classification(key):
     episode = random_episode(key)
     real = mk.Examples(episode.support.x, jax.nn.one_hot(episode.support.y, 3))
     p = outputs(Matching(flat), real, episode.query.x)
-    np.testing.assert_allclose(
-        p, _probabilities(Matching(flat), episode.support, episode.query.x), atol=1e-12
-    )
+    np.testing.assert_allclose(p, _probabilities(Matching(flat), episode.support, episode.query.x), atol=1e-12)
 
 
 def test_own_loss_is_used(key):
@@ -196,9 +192,7 @@ def test_own_loss_is_used(key):
         return jnp.mean(jnp.take_along_axis(outputs, targets[:, None], axis=1))
 
     episode = random_episode(key)
-    np.testing.assert_allclose(
-        meta_loss(Matching(flat, loss=hinge), episode), -meta_loss(Matching(flat), episode)
-    )
+    np.testing.assert_allclose(meta_loss(Matching(flat, loss=hinge), episode), -meta_loss(Matching(flat), episode))
 
 
 @pytest.mark.parametrize("norm_policy", ["joint", "transductive", "inductive"])
@@ -233,9 +227,7 @@ def test_gradient_equals_central_differences(options, real, key):
     """Catches a gradient cut in the stable sum over a class, the LSTMs, frozen statistics or the scale."""
     context = FullContext(3, num_steps=2, key=key) if options.get("context") else None
     episode = _real_episode(key, (2,)) if real else random_episode(key)
-    learner = Matching(
-        Affine(4, 3, key, norm=True), scale=mk.learned(1.3), **(options | {"context": context})
-    )
+    learner = Matching(Affine(4, 3, key, norm=True), scale=mk.learned(1.3), **(options | {"context": context}))
     assert_gradient_is_central_difference(lambda m: meta_loss(m, episode), learner)
 
 
@@ -263,9 +255,7 @@ def test_jit_and_vmap_equal_the_loop(full_context, real, key):
         Affine(4, 3, key, norm=True), context=FullContext(3, num_steps=2, key=key) if full_context else None
     )
     batched = eqx.filter_jit(eqx.filter_vmap(meta_loss, in_axes=(None, 0, 0)))(learner, episodes, keys)
-    np.testing.assert_allclose(
-        batched, [eqx.filter_jit(meta_loss)(learner, make(k)) for k in keys], rtol=1e-10
-    )
+    np.testing.assert_allclose(batched, [eqx.filter_jit(meta_loss)(learner, make(k)) for k in keys], rtol=1e-10)
 
 
 def test_adapted_tasks_can_be_stacked(key):
@@ -281,9 +271,7 @@ def test_adapted_tasks_can_be_stacked(key):
 
 def test_float32_network_under_64_bits(key):
     """Catches a scale or a constant of another dtype, which strict promotion refuses."""
-    episode = jax.tree.map(
-        lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, random_episode(key)
-    )
+    episode = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, random_episode(key))
     assert meta_loss(Matching(flat, scale=10.0), episode).dtype == jnp.float32
 
 
@@ -326,9 +314,7 @@ def test_sizes_that_disagree_are_refused(options, x, message, norm_policy, key):
     """Catches an error from deep inside a matrix product that names neither argument."""
     if "context" in options:
         options = {"context": FullContext(options["context"], key=key)}
-    adapted = adapt(
-        Matching(flat, norm_policy=norm_policy, **options), mk.Examples(_X, jnp.array([0, 1, 0, 1]), way=2)
-    )
+    adapted = adapt(Matching(flat, norm_policy=norm_policy, **options), mk.Examples(_X, jnp.array([0, 1, 0, 1]), way=2))
     with pytest.raises(ValueError, match=message):
         predict(adapted, x)
 

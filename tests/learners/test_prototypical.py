@@ -126,9 +126,7 @@ def test_labels_outside_the_range_belong_to_no_class(key):
 def test_noiseless_clusters(distance, scale, key):
     """Catches a sign error: the nearest prototype must score highest."""
     episode = clusters(key, way=5, shot=3, queries=4)
-    logits = predict(
-        adapt(Prototypical(flat, distance=distance, scale=scale), episode.support), episode.query.x
-    )
+    logits = predict(adapt(Prototypical(flat, distance=distance, scale=scale), episode.support), episode.query.x)
     assert mk.metrics.accuracy(logits, episode.query.y) >= 0.95
 
 
@@ -168,9 +166,7 @@ def test_joint_policy_embeds_support_and_queries_in_one_batch(key):
 def test_policies_agree_without_batch_norm(key):
     """Catches a policy that changes anything but statistics."""
     episode = random_episode(key)
-    losses = [
-        meta_loss(Prototypical(Affine(4, 3, key), norm_policy=p), episode) for p in ("joint", "transductive")
-    ]
+    losses = [meta_loss(Prototypical(Affine(4, 3, key), norm_policy=p), episode) for p in ("joint", "transductive")]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-12)
 
 
@@ -216,9 +212,7 @@ def test_changing_numbers_does_not_trace_again(key):
 
 def test_float32_network_under_64_bits(key):
     """Catches a scale or a constant of another dtype, which strict promotion refuses."""
-    episode = jax.tree.map(
-        lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, random_episode(key)
-    )
+    episode = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, random_episode(key))
     assert meta_loss(Prototypical(flat, scale=10.0), episode).dtype == jnp.float32
 
 

@@ -43,9 +43,7 @@ def test_every_split_of_the_tasks_gives_the_gradient_of_a_loop(devices, chunk):
 def test_pmap_and_named_sharding_agree(way, chunk):
     """Catches a rule of XLA's partitioner or of pmap that changes the numbers."""
     learner, tasks, keys = make_learner(), make_tasks(4), make_keys(4)
-    assert_same(
-        way(ALGORITHM, learner, tasks, keys, mesh=task_mesh(2), chunk=chunk), by_hand(learner, tasks, keys)
-    )
+    assert_same(way(ALGORITHM, learner, tasks, keys, mesh=task_mesh(2), chunk=chunk), by_hand(learner, tasks, keys))
 
 
 @pytest.mark.parametrize("mesh", [None, 2])
@@ -60,9 +58,7 @@ def test_leaves_that_training_leaves_alone_have_no_gradient():
     """Catches a mask that is ignored, so that fixed rates cost memory and reach the optimiser."""
     learner, tasks = make_learner(), make_tasks(2)
     for mesh in (None, task_mesh(2)):
-        gradient = meta_gradient(
-            ALGORITHM, learner, tasks, trainable=mk.trainable(learner), mesh=mesh
-        ).gradient
+        gradient = meta_gradient(ALGORITHM, learner, tasks, trainable=mk.trainable(learner), mesh=mesh).gradient
         assert gradient["rate"].value is None
         assert gradient["count"] is None
         np.testing.assert_allclose(gradient["weights"], by_hand(learner, tasks)[1]["weights"], rtol=1e-12)
@@ -186,9 +182,7 @@ def drop_last(tasks):
 )
 def test_mistakes_are_named(change, error, message):
     """Catches a mistake that surfaces as a shape error deep inside the compiled step."""
-    arguments = change(
-        {"algorithm": ALGORITHM, "learner": make_learner(), "tasks": make_tasks(4), "keys": None}
-    )
+    arguments = change({"algorithm": ALGORITHM, "learner": make_learner(), "tasks": make_tasks(4), "keys": None})
     with pytest.raises(error, match=message):
         meta_gradient(**arguments)
 
@@ -218,9 +212,7 @@ def test_four_devices_equal_one():
     """Catches what two devices hide, such as a factor that is right for N = 2 only."""
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     here = pathlib.Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", FOUR], cwd=here, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", FOUR], cwd=here, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     numbers = [float.fromhex(number) for number in done.stdout.split()]
     loss, gradient, _ = by_hand(make_learner(), make_tasks(8), make_keys(8))

@@ -97,7 +97,5 @@ def test_error_if_passes_through():
         loss = meta_loss(learner, task, key)
         return eqx.error_if(loss, loss < 0, "a loss below zero")
 
-    result = meta_gradient(
-        ALGORITHM._replace(meta_loss=checked), make_learner(), make_tasks(2), mesh=task_mesh(2)
-    )
+    result = meta_gradient(ALGORITHM._replace(meta_loss=checked), make_learner(), make_tasks(2), mesh=task_mesh(2))
     assert np.isfinite(result.loss)

@@ -101,9 +101,7 @@ def test_an_entry_that_leaves_the_archive_is_refused(tmp_path, entry):
 def test_an_entry_that_unpacks_to_too_much_is_refused(tmp_path):
     """Bug: 65 MiB of zeros packed into 64 KiB, unpacked before anyone asks how large an image may be."""
     path = _archive(tmp_path / "a.zip", {"a/bomb.png": bytes(65 * 1024 * 1024)})
-    with pytest.raises(
-        DecodeError, match=r"'a/bomb\.png' of 68157440 bytes unpacked, more than the limit of 67108864"
-    ):
+    with pytest.raises(DecodeError, match=r"'a/bomb\.png' of 68157440 bytes unpacked, more than the limit of 67108864"):
         next(read_zip(path))
 
 
@@ -111,9 +109,7 @@ def test_a_truncated_zip_is_named(tmp_path):
     """Bug: "File is not a zip file", without a name, after an interrupted download."""
     path = _archive(tmp_path / "a.zip", {"a/a.png": _png(50, 50)})
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(
-        DecodeError, match=r"a\.zip is not a complete zip archive \(\d+ bytes\).*fetch it again"
-    ):
+    with pytest.raises(DecodeError, match=r"a\.zip is not a complete zip archive \(\d+ bytes\).*fetch it again"):
         next(read_zip(path))
 
 

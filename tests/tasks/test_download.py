@@ -95,9 +95,7 @@ def test_an_interrupted_download_is_continued(server, tmp_path):
     """Bug: half a file under the final name, or starting again from byte 0."""
     server.break_after = [100_000, 50_000]
     for have in (100_000, 150_000):
-        with pytest.raises(
-            DownloadError, match=rf"broke off after .* {have} bytes are kept in .*images\.zip\.part"
-        ):
+        with pytest.raises(DownloadError, match=rf"broke off after .* {have} bytes are kept in .*images\.zip\.part"):
             download(server.url, tmp_path / "images.zip", CHECKSUM)
         assert _names(tmp_path) == ["images.zip.part"]
     download(server.url, tmp_path / "images.zip", CHECKSUM)
@@ -137,9 +135,7 @@ def test_a_wrong_checksum_leaves_nothing_and_the_next_call_starts_afresh(server,
     """Bug: a stale part that makes every later attempt fail, or a wrong file under the final name."""
     (tmp_path / "images.zip.part").write_bytes(left)
     wrong = "sha256:" + 64 * "0"
-    with pytest.raises(
-        DownloadError, match=f"whose sha256 is [0-9a-f]{{64}}, expected {64 * '0'}; it was deleted"
-    ):
+    with pytest.raises(DownloadError, match=f"whose sha256 is [0-9a-f]{{64}}, expected {64 * '0'}; it was deleted"):
         download(server.url, tmp_path / "images.zip", wrong)
     assert _names(tmp_path) == []
     download(server.url, tmp_path / "images.zip", CHECKSUM)
@@ -149,9 +145,7 @@ def test_a_wrong_checksum_leaves_nothing_and_the_next_call_starts_afresh(server,
 def test_another_file_in_the_way_is_left_alone(server, tmp_path):
     """Bug: a user's file overwritten."""
     (tmp_path / "images.zip").write_bytes(b"precious")
-    with pytest.raises(
-        DownloadError, match=r"images\.zip already exists and is another file.*left untouched"
-    ):
+    with pytest.raises(DownloadError, match=r"images\.zip already exists and is another file.*left untouched"):
         download(server.url, tmp_path / "images.zip", CHECKSUM)
     assert (tmp_path / "images.zip").read_bytes() == b"precious"
     assert server.asked == []

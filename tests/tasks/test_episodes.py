@@ -155,9 +155,7 @@ def test_one_rotation_for_each_class_and_task():
         for label in range(2):
             images = np.concatenate([support[label : label + 1], query[2 * label : 2 * label + 2]])
             straight = [np.rot90(images, -k, axes=(-2, -1)) for k in range(4)]
-            fits = [
-                k for k, x in enumerate(straight) if (x[:, 0, 1] == 0).all() and (x[:, 0, 0, 0] < 0.02).all()
-            ]
+            fits = [k for k, x in enumerate(straight) if (x[:, 0, 1] == 0).all() and (x[:, 0, 0, 0] < 0.02).all()]
             assert len(fits) == 1, "one turn must explain all three images"
             found += fits
         turns[tuple(found)] += 1
@@ -181,9 +179,7 @@ def test_augmentation_sees_both_sets_under_different_keys():
     def noise(x, *, key):
         return x + jax.random.uniform(key, x.shape, x.dtype)
 
-    plain, noisy = (
-        Episodes(_pool(), 2, 2, 2, augment=augment)(jax.random.key(0)) for augment in (None, noise)
-    )
+    plain, noisy = (Episodes(_pool(), 2, 2, 2, augment=augment)(jax.random.key(0)) for augment in (None, noise))
     support, query = (np.asarray(getattr(noisy, s).x - getattr(plain, s).x) for s in ("support", "query"))
     assert support.std() > 0.1
     assert np.abs(support - query).max() > 0.1

@@ -56,9 +56,7 @@ def test_the_vinyals_lists_are_the_published_ones(omniglot_dir):
         pytest.skip(f"needs the published lists in {folder}")
     for part in ("train", "val", "trainval", "test"):
         published = (folder / f"{part}.txt").read_text().split()
-        ours = [
-            f"{name}/rot{turn:03d}" for name in characters("vinyals", part, 0) for turn in (0, 90, 180, 270)
-        ]
+        ours = [f"{name}/rot{turn:03d}" for name in characters("vinyals", part, 0) for turn in (0, 90, 180, 270)]
         assert sorted(ours) == sorted(published)
 
 
