@@ -29,7 +29,7 @@ def load(settings: Settings) -> Data:
     """The tasks of a run."""
     if settings.regression:
         return _regression(settings)
-    pools = {part: _pool(settings, part) for part in PARTS} if settings.data != "folder" else _folder(settings)
+    pools = _folder(settings) if settings.data == "folder" else _parts(settings)
     test = (settings.test_way, settings.shot, settings.test_queries)
     return Data(
         train=tasks.Episodes(pools["train"], settings.way, settings.shot, settings.queries),
@@ -46,6 +46,10 @@ def _regression(settings: Settings) -> Data:
     test = family(shot=settings.shot, queries=settings.test_queries)
     about = "sinusoids, amplitude 0.1 to 5.0" if settings.data == "sinusoid" else "lines of varying slope and intercept"
     return Data(train, test, test, {}, about)
+
+
+def _parts(settings: Settings) -> dict[Part, tasks.ImagePool]:
+    return {part: _pool(settings, part) for part in PARTS}
 
 
 def _pool(settings: Settings, part: Part) -> tasks.ImagePool:
