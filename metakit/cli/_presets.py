@@ -136,7 +136,7 @@ _PRESETS: dict[tuple[str, str], dict[str, object]] = {
     ("meta-sgd", "glyphs"): {"test_inner_steps": 1},
     ("meta-sgd", "omniglot"): {"test_inner_steps": 1},
     ("maml", "omniglot"): {
-        "steps": 6000,
+        "steps": 5000,
         "meta_batch": 16,
         "queries": 1,
         "test_queries": 1,
@@ -144,7 +144,7 @@ _PRESETS: dict[tuple[str, str], dict[str, object]] = {
         "validate_every": 1000,
     },
     ("prototypical", "omniglot"): {"way": 60, "queries": 5, "test_queries": 15, "steps": 2000, "validate_every": 500},
-    ("matching", "omniglot"): {"way": 20, "queries": 5, "test_queries": 15, "steps": 4000, "validate_every": 500},
+    ("matching", "omniglot"): {"way": 20, "queries": 5, "test_queries": 15, "steps": 2000, "validate_every": 500},
 }
 
 
