@@ -43,7 +43,7 @@ class MixedMode(AbstractAdjoint):
     (`jax.grad`, `jax.vjp`); `jax.jvp` raises.
 
     **Source:** Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG), ICML,
-    equations 5 and 6, https://arxiv.org/abs/2505.00793.
+    https://arxiv.org/abs/2505.00793.
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> def adapted(w):

@@ -27,7 +27,7 @@ class PerParameterSGD(AbstractSolver):
 
     **Raises:** at the first step, `ValueError` for a parameter without a rate, or a rate of another shape.
 
-    **Source:** Li et al. 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", equation 2,
+    **Source:** Li et al. 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning",
     https://arxiv.org/abs/1707.09835. The paper draws the initial rates at random; here they all start at one value.
 
     >>> import jax.numpy as jnp, metakit as mk

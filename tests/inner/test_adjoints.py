@@ -33,8 +33,12 @@ def outcome(inputs, adjoint, num_steps, *, observe=False):
     return total + jnp.sum(solution.observed * jnp.arange(1.0, num_steps + 1)) if observe else total
 
 
+FAST = [("sgd", 1), ("momentum", 2), ("adam", 4)]
+SLOW = [("sgd", 10), ("momentum", 10), ("nesterov", 4), ("per_parameter", 4), ("per_layer_per_step", 4), ("adam", 10)]
+
+
 @pytest.mark.parametrize(
-    ("solver", "num_steps"), [*((name, 4) for name in SOLVERS), ("sgd", 1), ("momentum", 2), ("adam", 10)]
+    ("solver", "num_steps"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
 def test_exact_adjoints_agree_with_each_other_and_with_differences(solver, num_steps):
     """Catches a dropped or doubled term in any adjoint, for any input: parameters, data, hyperparameters of the loss

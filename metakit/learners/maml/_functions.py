@@ -159,7 +159,8 @@ def diagnostics(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Dia
 def path(learner: MAML, support: Examples, key: PRNGKey | None = None, *, num_steps: int) -> Adapted:
     """The model after 0, 1, ..., `num_steps` inner steps, for evaluation at every number of steps in one call.
 
-    `eqx.filter_vmap(predict, in_axes=(0, None))(path(learner, support, num_steps=10), query.x)` gives all predictions.
+    `eqx.filter_vmap(predict, in_axes=(eqx.if_array(0), None))(path(learner, support, num_steps=10), query.x)` gives the
+    predictions after every number of steps.
 
     **Arguments:**
 
