@@ -54,7 +54,7 @@ def unit_rows(a: Float[Array, "n d"]) -> Float[Array, "n d"]:
     # Squares of tiny or huge entries leave the range of float32, so divide by the largest entry first. A unit
     # row does not depend on that factor: as above, stopping its gradient is exact.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a), axis=1, keepdims=True))
-    nonzero = largest >= jnp.finfo(a.dtype).tiny
+    nonzero = ~(largest < jnp.finfo(a.dtype).tiny)  # so that NaN stays NaN
     # `where` on both sides of the division: its derivative must not meet 0/0 even where the result is thrown
     # away.
     a = jnp.where(nonzero, a, jnp.ones_like(a)) / jnp.where(nonzero, largest, jnp.ones_like(largest))

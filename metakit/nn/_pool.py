@@ -7,13 +7,20 @@ from metakit._typecheck import typed
 
 
 def max_pool_last(x: Array, size: int) -> Array:
-    """Windows of `[..., h, w, c]`: slices and maxima, whose gradients are selects that XLA fuses."""
+    """Windows of `[..., h, w, c]`, by selects rather than `jnp.maximum`.
+
+    The derivative of a maximum tests `x == max(x, y)`; XLA may recompute `x` with other rounding, and the gradient of a
+    window is then lost under `jit(vmap)`. A select sends all of it to one side. NaN is kept, as a maximum would.
+    """
     height, width = x.shape[-3] // size, x.shape[-2] // size
     pooled = None
     for i in range(size):
         for j in range(size):
             window = x[..., i : i + size * (height - 1) + 1 : size, j : j + size * (width - 1) + 1 : size, :]
-            pooled = window if pooled is None else jnp.maximum(pooled, window)
+            if pooled is None:
+                pooled = window
+            else:
+                pooled = jnp.where((window > pooled) | jnp.isnan(window), window, pooled)
     assert pooled is not None
     return pooled
 

@@ -86,8 +86,7 @@ def regressor(configuration, **options):
 
 
 class SmallConvNet(eqx.Module):
-    """Two blocks like the four-block network's, made smooth: softplus for ReLU and a mean for the maximum, since finite
-    differences would step over their kinks. (tests/nn proves the derivatives of max-pooling.)"""
+    """Two blocks of the four-block network: its second derivative takes a tenth of the time to compile."""
 
     blocks: list[Any]
     head: mk.nn.Linear
@@ -99,9 +98,7 @@ class SmallConvNet(eqx.Module):
 
     def __call__(self, x):
         for convolution, norm in self.blocks:
-            x = jax.nn.softplus(norm(convolution(x)))
-            n, channels, height, width = x.shape
-            x = x.reshape(n, channels, height // 2, 2, width // 2, 2).mean((3, 5))
+            x = mk.nn.max_pool2d(jax.nn.relu(norm(convolution(x))))
         return self.head(x.reshape(x.shape[0], -1))
 
 
