@@ -17,10 +17,7 @@ def max_pool_last(x: Array, size: int) -> Array:
     for i in range(size):
         for j in range(size):
             window = x[..., i : i + size * (height - 1) + 1 : size, j : j + size * (width - 1) + 1 : size, :]
-            if pooled is None:
-                pooled = window
-            else:
-                pooled = jnp.where((window > pooled) | jnp.isnan(window), window, pooled)
+            pooled = window if pooled is None else jnp.where((window > pooled) | jnp.isnan(window), window, pooled)
     assert pooled is not None
     return pooled
 
