@@ -17,6 +17,7 @@ from . import (
     train as train,
 )
 from ._algorithm import Algorithm as Algorithm, MetaLearner as MetaLearner
+from ._compile import compiler_options as compiler_options
 from ._episode import Episode as Episode, Examples as Examples, check_values as check_values
 from ._hyperparameter import (
     Hyperparameter as Hyperparameter,

@@ -33,3 +33,23 @@ def omniglot_dir() -> pathlib.Path:
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _quick_compilation(request):
+    """Most programs here run once: optimising them was two thirds of the suite's time. Slow tests may time theirs."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
+
+
+_TESTS_BETWEEN_CLEARINGS = 25
+_tests_run = 0
+
+
+@pytest.fixture(autouse=True)
+def _compiled_programs_are_dropped_now_and_then():
+    """Each compiled program holds memory maps: 240 a contract test, and Linux kills a process with 65,530."""
+    global _tests_run
+    yield
+    _tests_run += 1
+    if _tests_run % _TESTS_BETWEEN_CLEARINGS == 0:
+        jax.clear_caches()

@@ -9,12 +9,13 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "metakit"
 
 LAYERS = {
-    0: {"_types", "_typecheck", "_tree", "_hyperparameter", "_errors", "random"},
+    0: {"_types", "_typecheck", "_tree", "_hyperparameter", "_errors", "_compile", "random"},
     1: {"_episode", "_algorithm", "losses", "metrics"},
     2: {"inner", "nn", "tasks", "sharding"},
     3: {"learners"},
     4: {"train", "evaluate"},
     5: {"cli"},
+    6: {"__main__"},
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 

@@ -13,7 +13,7 @@ from metakit._errors import nearest
 from metakit.tasks import cache_directory
 
 from . import _evaluate, _train
-from ._config import DATA, Evaluate, List, Train, UsageError
+from ._config import DATA, REGRESSION, Evaluate, List, Train, UsageError
 from ._presets import ALGORITHMS, preset
 
 _COMMANDS = ("train", "evaluate", "list")
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     **Returns:** the exit status: 0, 1 for an error, 2 for options that do not fit, 130 after Ctrl-C.
 
     >>> main(["list"])  # doctest: +ELLIPSIS
-    ...
+    algorithm ...
     0
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -77,18 +77,34 @@ def _dispatch(options: Train | Evaluate | List, console: Console) -> int:
 
 
 def _list(console: Console) -> int:
-    table = Table("algorithm", "what it is", "data sets")
+    console.print(_algorithms())
+    console.print()
+    console.print(_presets())
+    return 0
+
+
+def _table(*columns: Column | str) -> Table:
+    """Without borders, so that every number fits into 80 columns."""
+    return Table(*columns, box=None, pad_edge=False, collapse_padding=True, padding=(0, 1))
+
+
+def _algorithms() -> Table:
+    table = _table("algorithm", "what it is")
     for name, entry in ALGORITHMS.items():
-        data = [d for d in DATA if entry.regresses or d not in ("sinusoid", "linear")]
-        table.add_row(name, entry.about, ", ".join(data))
-    console.print(table)
+        table.add_row(name, entry.about)
+    return table
+
+
+def _presets() -> Table:
     shown = ("way", "shot", "queries", "steps", "meta_batch", "rate", "inner_steps", "norm_policy")
-    table = Table(Column("preset", no_wrap=True), *shown)
+    table = _table(
+        Column("preset", no_wrap=True),
+        *(Column(name.replace("_", "\n"), no_wrap=True, justify="right") for name in shown),
+    )
     for name, entry in ALGORITHMS.items():
         for data in DATA:
-            if data == "folder" or (data in ("sinusoid", "linear") and not entry.regresses):
+            if data == "folder" or (data in REGRESSION and not entry.regresses):
                 continue
             values = preset(name, data)
             table.add_row(f"{name} {data}", *(str(values[key]) for key in shown))
-    console.print(table)
-    return 0
+    return table

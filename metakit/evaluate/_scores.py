@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from metakit import random
 from metakit._algorithm import Algorithm
+from metakit._compile import compiled
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 from metakit.sharding import map_tasks, replicate
@@ -38,7 +39,7 @@ def _choose_chunk(chunk: Any, sampler: Any, key: Any, mesh: Mesh | None) -> Any:
     return max(1, min(_NUMBERS_AT_ONCE // max(size, 1), most))
 
 
-@eqx.filter_jit
+@compiled
 def _jit_scores(function, sampler, key, num_tasks, mesh, chunk):
     devices = 1 if mesh is None else mesh.size
     # Rounded up so that the devices share evenly; the surplus are real tasks, further along the same stream.

@@ -1,5 +1,6 @@
 """One training step, and many of them in one compiled call."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from metakit import random
+from metakit._compile import compiled
 from metakit._tree import all_finite, global_norm
 from metakit._typecheck import typed
 from metakit.sharding import map_tasks, meta_gradient, num_tasks, replicate
@@ -125,7 +127,7 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-@eqx.filter_jit
+@compiled
 def _jit_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal):
     return _take_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
 
@@ -180,7 +182,7 @@ def step(
 
 
 # Everything but the state comes first and in one tuple, since Equinox donates all arguments except the first.
-@eqx.filter_jit(donate="all-except-first")
+@functools.partial(compiled, donate="all-except-first")
 def _jit_run_steps(fixed, state):
     algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal = fixed
     arrays, static = eqx.partition(state, eqx.is_array)

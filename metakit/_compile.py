@@ -1,0 +1,56 @@
+"""Compiling with the options that suit the platform."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+# All but LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION, which XLA turns on too: its convolution uses one core.
+_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Options for `jax.jit` under which convolutional networks run faster on the default platform.
+
+    On a CPU, XLA's usual choice for a convolution runs on one core; these options choose another that uses all of
+    them (1.4 to 1.6 times faster training steps on 2 cores). Elsewhere, and where this JAX does not know the option,
+    there are none. `mk.train` and `mk.evaluate` use them; pass them to an outermost `jit` of your own.
+
+    **Returns:** a dictionary for `compiler_options`, possibly empty.
+
+    >>> import jax, metakit as mk
+    >>> double = jax.jit(lambda x: 2 * x, compiler_options=mk.compiler_options())
+    >>> float(double(1.0))
+    2.0
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=_CPU)()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return _CPU
+
+
+def compiled(
+    function: Callable[..., Any], *, donate: Literal["none", "all-except-first"] = "none"
+) -> Callable[..., Any]:
+    """`eqx.filter_jit` with `compiler_options`, which JAX accepts for the outermost `jit` only."""
+    inner = eqx.filter_jit(function, donate=donate)
+
+    @functools.cache
+    def outermost() -> Callable[..., Any]:
+        return eqx.filter_jit(function, donate=donate, compiler_options=compiler_options())
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        # Under a trace even a new array is a tracer.
+        traced = any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(())))
+        return (inner if traced else outermost())(*args)
+
+    return call
