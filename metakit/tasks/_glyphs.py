@@ -1,16 +1,14 @@
 """Glyphs: few-shot classification of characters without a download."""
 
 import hashlib
-import io
 import os
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from metakit._typecheck import typed
 
-from ._cache import CacheWriteError, cache_directory, write_atomically
+from ._cache import through_cache
 from ._distort import drawings
 from ._faces import Faces, fonts_identity
 from ._lookalikes import classes
@@ -18,7 +16,6 @@ from ._pool import ImagePool
 
 # Raised whenever another set of pixels would come out, so that no cache of an older version is read.
 _VERSION = 1
-_DIGEST = hashlib.sha256().digest_size
 
 
 @typed
@@ -85,58 +82,21 @@ def glyphs(
         raise ValueError(f"drawers is the number of images of each class and must be at least 1, got {drawers}.")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}.")
-    if cache is False:
-        return _pool(*_draw(part, size, drawers, seed))
-    directory = cache_directory() if cache is True else Path(cache).expanduser()
     key = hashlib.sha256(repr((_VERSION, part, size, drawers, seed, fonts_identity())).encode()).hexdigest()
-    file = directory / f"glyphs-{part}-{key[:32]}.npy"
-    stored = _read(file)
-    if stored is not None:
-        return _pool(*stored)
-    images, names = _draw(part, size, drawers, seed)
-    try:
-        write_atomically(file, lambda handle: handle.write(_packed(images, names)))
-    except OSError as error:
-        # By default the cache is only a convenience: without it everything is the same but the time of the
-        # next call.
-        if cache is not True:
-            raise CacheWriteError(
-                f"the drawings of Glyphs could not be cached in {directory}: {error}. Nothing there was "
-                "changed. Free some space or give another directory, or pass cache=False to go without."
-            ) from error
-    return _pool(images, names)
+    stored = through_cache(
+        cache,
+        f"glyphs-{part}-{key[:32]}.arrays",
+        "the drawings of Glyphs",
+        lambda: _draw(part, size, drawers, seed),
+    )
+    return ImagePool(stored["images"][:, :, None], names=stored["names"].tolist())
 
 
-def _pool(images: np.ndarray, names: np.ndarray) -> ImagePool:
-    return ImagePool(images[:, :, None], names=names.tolist())
-
-
-def _draw(part: str, size: int, drawers: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(part: str, size: int, drawers: int, seed: int) -> dict[str, np.ndarray]:
     faces, images, names = Faces(), [], []
     for script, character, _ in classes(faces, part):
         # A stream for each character, so that no class depends on which others there are.
         rng = np.random.default_rng([seed, ord(character)])
         images.append(drawings(faces.masters(character), drawers, size, rng))
         names.append(f"{script}/U+{ord(character):04X}")
-    return np.stack(images), np.array(names)
-
-
-def _packed(images: np.ndarray, names: np.ndarray) -> bytes:
-    """Two arrays and their checksum; `np.load` of the file still gives the first."""
-    data = io.BytesIO()
-    np.save(data, images, allow_pickle=False)
-    np.save(data, names, allow_pickle=False)
-    return data.getvalue() + hashlib.sha256(data.getvalue()).digest()
-
-
-def _read(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """A cache that is absent or damaged is one that has to be made again."""
-    try:
-        stored = file.read_bytes()
-    except OSError:
-        return None
-    # Before NumPy parses anything, which can fail in too many ways on damaged bytes.
-    if hashlib.sha256(stored[:-_DIGEST]).digest() != stored[-_DIGEST:]:
-        return None
-    data = io.BytesIO(stored)
-    return np.load(data, allow_pickle=False), np.load(data, allow_pickle=False)
+    return {"images": np.stack(images), "names": np.array(names)}

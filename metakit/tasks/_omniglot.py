@@ -1,9 +1,7 @@
 """Omniglot: 1623 characters of 50 alphabets, 20 drawings each."""
 
 import hashlib
-import io
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -13,7 +11,7 @@ from PIL import Image
 
 from metakit._typecheck import typed
 
-from ._cache import CacheWriteError, cache_directory, write_atomically
+from ._cache import cache_directory, through_cache
 from ._decode import DecodeError, decode_image, nearest_existing, read_zip
 from ._download import download as fetch
 from ._omniglot_splits import PARTS, characters
@@ -150,43 +148,15 @@ def _load(source: Path, size: int, cache: str | os.PathLike[str] | bool) -> dict
     """Drawings `[20, 1, size, size]` of each character of one archive, through the cache."""
     if cache is False:
         return _decode_all(source, size)
-    directory = cache_directory() if cache is True else Path(cache).expanduser()
-    file = directory / f"omniglot-{_CACHE_VERSION}-{size}-{_identity(source)[:32]}.npz"
-    cached = _read_cache(file, size)
-    if cached is not None:
-        return cached
-    drawings = _decode_all(source, size)
-    names, bits = list(drawings), np.packbits(np.stack(list(drawings.values())) > 0, axis=-1)
-    try:
-        write_atomically(file, lambda handle: np.savez(handle, names=np.array(names), bits=bits))
-    except OSError as error:
-        # By default the cache is only a convenience: without it everything is the same but the time of the
-        # next call.
-        if cache is not True:
-            raise CacheWriteError(
-                f"the decoded images of {source} could not be cached in {directory}: {error}. Nothing there "
-                "was changed. Free some space or give another directory, or pass cache=False to go without."
-            ) from error
-    return drawings
+    name = f"omniglot-{_CACHE_VERSION}-{size}-{_identity(source)[:32]}.arrays"
+    stored = through_cache(cache, name, f"the decoded images of {source}", lambda: _to_bits(_decode_all(source, size)))
+    images = np.unpackbits(stored["bits"], axis=-1, count=size) * np.uint8(255)
+    return dict(zip(stored["names"].tolist(), images, strict=True))
 
 
-def _read_cache(file: Path, size: int) -> dict[str, np.ndarray] | None:
-    """A cache that is absent or damaged is one that has to be made again."""
-    try:
-        data = io.BytesIO(file.read_bytes())
-        with zipfile.ZipFile(data) as archive:
-            # Before NumPy parses anything, which can fail in too many ways on damaged bytes.
-            if archive.testzip() is not None:
-                return None
-        data.seek(0)
-        with np.load(data, allow_pickle=False) as stored:
-            names, bits = stored["names"], stored["bits"]
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-        return None
-    if bits.shape != (len(names), DRAWINGS, 1, size, -(-size // 8)) or bits.dtype != np.uint8:
-        return None
-    images = np.unpackbits(bits, axis=-1, count=size) * np.uint8(255)
-    return dict(zip(names.tolist(), images, strict=True))
+def _to_bits(drawings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    bits = np.packbits(np.stack(list(drawings.values())) > 0, axis=-1)
+    return {"names": np.array(list(drawings)), "bits": bits}
 
 
 def _identity(source: Path) -> str:
