@@ -64,7 +64,8 @@ def cross_entropy(outputs: Float[Array, "n way"], targets: Int[Array, "n"], *, r
     - `targets`: labels $y$ in `0..way-1`, `[n]` integers.
     - `reduction`: `"mean"`, `"sum"` or `"none"`; no default, since it is part of a published result.
 
-    **Returns:** a scalar, or `[n]` for `"none"`. A label outside the range gives NaN, never another class's loss.
+    **Returns:** a scalar, or `[n]` for `"none"`. A label outside the range gives NaN, and a gradient of NaN, never another
+    class's loss.
 
     **Raises:** `ValueError` for an unknown reduction; a type-check error for targets that are not integers.
 
@@ -73,9 +74,11 @@ def cross_entropy(outputs: Float[Array, "n way"], targets: Int[Array, "n"], *, r
     1.0
     """
     log_probabilities = jax.nn.log_softmax(outputs, axis=-1)
-    chosen = jnp.take_along_axis(log_probabilities, targets[:, None], axis=-1, mode="fill", fill_value=jnp.nan)
-    inside = (targets >= 0) & (targets < outputs.shape[1])  # negative labels would wrap around
-    return _reduce(jnp.where(inside, -chosen[:, 0], jnp.full((), jnp.nan, outputs.dtype)), reduction)
+    chosen = jnp.take_along_axis(log_probabilities, targets[:, None], axis=-1, mode="clip")[:, 0]
+    inside = (targets >= 0) & (targets < outputs.shape[1])
+    # A factor rather than a choice: the gradient, which is all that an inner loop sees, is NaN then, too.
+    one_or_nan = jnp.where(inside, jnp.ones((), outputs.dtype), jnp.full((), jnp.nan, outputs.dtype))
+    return _reduce(-chosen * one_or_nan, reduction)
 
 
 @typed

@@ -16,6 +16,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_runtest_setup(item):
+    """Most programs here run once, and optimising them was most of the suite's time.
+
+    Tests of what the optimised program is (its memory, its collectives, its rounding) are marked `optimised`.
+    """
+    optimised = any(item.get_closest_marker(name) for name in ("slow", "optimised"))
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+
+
 def _test_data() -> pathlib.Path:
     named = os.environ.get("METAKIT_TEST_DATA")
     return pathlib.Path(named) if named else pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -33,12 +42,6 @@ def omniglot_dir() -> pathlib.Path:
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation(request):
-    """Most programs here run once: optimising them was two thirds of the suite's time. Slow tests may time theirs."""
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
 
 
 _TESTS_BETWEEN_CLEARINGS = 25

@@ -1,7 +1,7 @@
 """Class labels of a support set."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from metakit._episode import Examples
 
@@ -29,3 +29,9 @@ def require_labels(examples: Examples, learner: str, name: str = "support") -> i
 def membership(labels: Int[Array, " n"], way: int) -> Bool[Array, "n way"]:
     """Whether example i belongs to class c; no class for a label outside `0..way-1`."""
     return labels[:, None] == jnp.arange(way, dtype=labels.dtype)[None, :]
+
+
+def nan_unless_classes(outputs: Float[Array, "query way"], members: Bool[Array, "n way"]) -> Float[Array, "query way"]:
+    """The outputs, or NaN where a support label was no class: compiled code cannot raise, but training then stops."""
+    belong = jnp.all(jnp.any(members, axis=1))
+    return jnp.where(belong, outputs, jnp.full_like(outputs, jnp.nan))

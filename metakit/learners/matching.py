@@ -20,7 +20,7 @@ from metakit._types import PRNGKey, Scalar
 from . import _distances
 from ._context import FullContext as FullContext
 from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support
-from ._labels import membership, require_labels
+from ._labels import membership, nan_unless_classes, require_labels
 from ._options import require_option, scalar
 
 _SIMILARITIES = ("cosine", "squared_euclidean")
@@ -127,8 +127,8 @@ def adapt(learner: Matching, support: Examples, key: PRNGKey | None = None) -> A
     **Arguments:**
 
     - `learner`: a `Matching`.
-    - `support`: integer labels with `way` to classify, or real targets of any shape without it to regress. An
-      example whose label lies outside `0..way-1` belongs to no class and gets no attention.
+    - `support`: integer labels with `way` to classify, or real targets of any shape without it to regress. A
+      label outside `0..way-1` makes every prediction NaN; `mk.check_values` names it.
     - `key`: accepted and not used; nothing here is random.
 
     **Returns:** an `Adapted` for `predict`.
@@ -172,7 +172,7 @@ def predict(adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None
     del key
     scores = _scores(adapted, x)
     if adapted.classifies:
-        return _log_probabilities(scores, adapted.targets)
+        return nan_unless_classes(_log_probabilities(scores, adapted.targets), adapted.targets)
     targets = adapted.targets.reshape(adapted.targets.shape[0], -1)
     attention = jax.nn.softmax(scores, axis=1).astype(targets.dtype)
     means = jnp.matmul(attention, targets, precision=jax.lax.Precision.HIGHEST)
@@ -232,14 +232,11 @@ def _log_probabilities(scores: Float[Array, "query n"], members: Bool[Array, "n 
     once the scores lie further apart than the exponential reaches. So each class has its own largest score
     taken out.
     """
-    belongs, present = jnp.any(members, axis=1), jnp.any(members, axis=0)
+    present = jnp.any(members, axis=0)
     lowest = jnp.full((), -jnp.inf, scores.dtype)
     largest = jnp.max(jnp.where(members[None], scores[:, :, None], lowest), axis=1)
     largest = jax.lax.stop_gradient(jnp.where(present[None], largest, jnp.zeros_like(largest)))
-    own = jnp.take(largest, jnp.argmax(members, axis=1), axis=1)
-    # An example of no class is compared with another class's largest score: its exponential may overflow, and
-    # even the zero that masks it would give NaN.
-    terms = jnp.exp(jnp.where(belongs[None], scores - own, lowest))
+    terms = jnp.exp(scores - jnp.take(largest, jnp.argmax(members, axis=1), axis=1))
     sums = jnp.matmul(terms, members.astype(scores.dtype), precision=jax.lax.Precision.HIGHEST)
     logits = jnp.log(jnp.where(present[None], sums, jnp.ones_like(sums))) + largest
     return jax.nn.log_softmax(jnp.where(present[None], logits, lowest), axis=1)

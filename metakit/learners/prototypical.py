@@ -19,7 +19,7 @@ from metakit._types import PRNGKey, Scalar
 
 from . import _distances
 from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support
-from ._labels import membership, require_labels
+from ._labels import membership, nan_unless_classes, require_labels
 from ._options import require_option, scalar
 
 _DISTANCES = ("squared_euclidean", "cosine")
@@ -138,8 +138,8 @@ def adapt(learner: Prototypical, support: Examples, key: PRNGKey | None = None) 
     **Arguments:**
 
     - `learner`: a `Prototypical`.
-    - `support`: labelled examples with `way`; shots may differ between classes. An example whose label lies
-      outside `0..way-1` belongs to no class and is left out of every prototype.
+    - `support`: labelled examples with `way`; shots may differ between classes. A label outside `0..way-1` makes
+      every prediction NaN; `mk.check_values` names it.
     - `key`: accepted and not used; nothing here is random.
 
     **Returns:** an `Adapted` for `predict`. Under `norm_policy="joint"` the prototypes wait for the queries.
@@ -187,7 +187,8 @@ def predict(adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None
     else:
         scores = -_distances.squared_euclidean(queries, means)
     logits = adapted.learner.scale.value.astype(scores.dtype) * scores
-    return jnp.where(present[None, :], logits, jnp.full_like(logits, -jnp.inf))
+    logits = jnp.where(present[None, :], logits, jnp.full_like(logits, -jnp.inf))
+    return nan_unless_classes(logits, adapted.membership)
 
 
 @typed

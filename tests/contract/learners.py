@@ -29,6 +29,7 @@ class Row(NamedTuple):
     - `meta_gradient`: `None` where the gradient is exact; else `(learner, task) -> (leaves, expected)`, the
       identity that it satisfies instead.
     - `random`: whether the three functions need a key.
+    - `slow`: a configuration of a learner that other rows hold already; only CI's slow run takes it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     without: Callable[[Any], Any] | None = None
     meta_gradient: Callable[[Any, Any], Any] | None = None
     random: bool = False
+    slow: bool = False
 
 
 # Tasks
@@ -150,9 +152,9 @@ ROWS = [
         no_steps,
     ),
     Row("fomaml", maml, regressor(maml.fomaml, inner=sgd, num_steps=3), sinusoid, error, no_steps, first_order),
-    Row("anil", maml, regressor(maml.anil, inner=sgd, num_steps=3), sinusoid, error, no_steps),
-    Row("boil", maml, regressor(maml.boil, inner=sgd, num_steps=3), sinusoid, error, no_steps),
-    Row("meta_sgd", maml, regressor(maml.meta_sgd, rate=0.05, num_steps=3), sinusoid, error, no_steps),
+    Row("anil", maml, regressor(maml.anil, inner=sgd, num_steps=3), sinusoid, error, no_steps, slow=True),
+    Row("boil", maml, regressor(maml.boil, inner=sgd, num_steps=3), sinusoid, error, no_steps, slow=True),
+    Row("meta_sgd", maml, regressor(maml.meta_sgd, rate=0.05, num_steps=3), sinusoid, error, no_steps, slow=True),
     Row(
         "mamlpp",
         maml,
@@ -166,6 +168,7 @@ ROWS = [
         images,
         accuracy,
         no_steps,
+        slow=True,
     ),
     Row("matching", matching, metric_learner(matching.Matching, 6, scale=mk.learned(5.0)), clusters, accuracy),
     Row(
@@ -174,8 +177,9 @@ ROWS = [
         metric_learner(matching.Matching, 1, scale=mk.learned(5.0)),
         sinusoid,
         error,
+        slow=True,
     ),
-    Row("matching_full_context", matching, full_context, clusters, accuracy),
+    Row("matching_full_context", matching, full_context, clusters, accuracy, slow=True),
     Row("prototypical", prototypical, metric_learner(prototypical.Prototypical, 6), clusters, accuracy),
     Row("own_learner", own_learner, ridge, clusters, accuracy),
 ]

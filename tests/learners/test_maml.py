@@ -372,6 +372,7 @@ def test_diagnostics_are_recomputed_losses():
     np.testing.assert_allclose(found.query_loss_before, before, rtol=1e-12)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("adjoint", [mk.inner.Unrolled(), mk.inner.MixedMode(), mk.inner.Checkpointed()])
 def test_adapting_alone_needs_no_memory_for_steps(adjoint):
     """Catches a meta-graph kept at test time: learn2learn's test_memory_consumption, by the compiler's analysis."""

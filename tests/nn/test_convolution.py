@@ -184,6 +184,7 @@ def grouped(text):
     return any(int(count) > 1 for count in re.findall(r"(?:feature|batch)_group_count = (\d+)", text))
 
 
+@pytest.mark.optimised
 @few
 def test_no_grouped_convolution(geometry):
     """XLA's grouped convolution, tens of times slower on a CPU, coming back through a derivative."""

@@ -44,7 +44,7 @@ def predict(adapted: Examples, x: Shaped[Array, "n *in"], key: Any = None) -> Fl
 
     **Arguments:** `adapted`, from `adapt`; `x`, inputs `[n, *in]`; `key` is not used.
 
-    **Returns:** logits `[n, way]`; minus infinity for a class without support.
+    **Returns:** logits `[n, way]`; minus infinity for a class without support; NaN where a label is no class.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> support = mk.Examples(jnp.array([[0.0], [3.0]]), jnp.array([0, 1]), way=2)
@@ -60,7 +60,9 @@ def predict(adapted: Examples, x: Shaped[Array, "n *in"], key: Any = None) -> Fl
     assert adapted.way is not None
     member = adapted.y[:, None] == jnp.arange(adapted.way, dtype=adapted.y.dtype)[None]
     far = jnp.full((), jnp.inf, dtype)
-    return -jnp.min(jnp.where(member[None], squares[:, :, None], far), axis=1)
+    logits = -jnp.min(jnp.where(member[None], squares[:, :, None], far), axis=1)
+    # A label that is no class: compiled code cannot raise, so the score shows it.
+    return jnp.where(jnp.all(jnp.any(member, axis=1)), logits, jnp.full_like(logits, jnp.nan))
 
 
 @typed
