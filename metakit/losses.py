@@ -64,8 +64,8 @@ def cross_entropy(outputs: Float[Array, "n way"], targets: Int[Array, "n"], *, r
     - `targets`: labels $y$ in `0..way-1`, `[n]` integers.
     - `reduction`: `"mean"`, `"sum"` or `"none"`; no default, since it is part of a published result.
 
-    **Returns:** a scalar, or `[n]` for `"none"`. A label outside the range gives NaN, and a gradient of NaN, never another
-    class's loss.
+    **Returns:** a scalar, or `[n]` for `"none"`. A label outside the range gives NaN, and a gradient of NaN, never
+    another class's loss.
 
     **Raises:** `ValueError` for an unknown reduction; a type-check error for targets that are not integers.
 

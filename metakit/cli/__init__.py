@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     try:
         return _dispatch(options, console)
+    except KeyboardInterrupt:
+        return _train.INTERRUPTED
     except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
         if options.traceback:
             raise

@@ -30,6 +30,7 @@ class Row:
     name: str
     score: evaluate.Interval
     bootstrap: evaluate.Interval
+    median: float
     advantage: evaluate.Interval | None  # of the meta-trained learner over this row, paired
 
 
@@ -71,6 +72,7 @@ def assess(settings: Settings, data: Data, learner: Any, key: jax.Array) -> Asse
             label,
             evaluate.student_t(score[name]),
             evaluate.bootstrap(score[name], jax.random.fold_in(key, 1)),
+            float(jnp.nanmedian(score[name])),
             None if label == "meta-trained" else evaluate.paired_difference(ours, score[name]),
         )
         for label, score in scores.items()

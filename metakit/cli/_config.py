@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from metakit._errors import nearest
-
 DATA = ("glyphs", "omniglot", "sinusoid", "linear", "folder")
 Split = Literal["vinyals", "lake", "seeded"]
 REGRESSION = ("sinusoid", "linear")
+DEFAULT_DATA = "glyphs"
 
 
 class UsageError(ValueError):
@@ -25,10 +24,12 @@ class Train:
 
     algorithm: tyro.conf.Positional[str]
     """maml, fomaml, anil, boil, meta-sgd, mamlpp, matching or prototypical."""
-    data: Annotated[str, tyro.conf.arg(metavar="glyphs|omniglot|sinusoid|linear|folder")] = "glyphs"
-    """What to train on. Glyphs, sinusoid and linear are built in."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="glyphs|omniglot|sinusoid|linear|folder")] = None
+    """What to train on, by default glyphs. Glyphs, sinusoid and linear are built in."""
     path: pathlib.Path | None = None
     """Folder of Omniglot's two archives, or of your own images (one sub-folder a class)."""
+    download: bool = False
+    """Fetch Omniglot's archives into --path (or the cache) if they are not there."""
     split: Split | None = None
     """Omniglot's split: vinyals, lake or seeded."""
     way: int | None = None
@@ -168,8 +169,7 @@ def explicit(options: Train) -> dict[str, object]:
 
 def settings(options: Train, preset: dict[str, object]) -> Settings:
     """The preset, overridden by what was given; what neither says follows from the training episodes."""
-    if options.data not in DATA:
-        raise UsageError(f"--data {options.data!r} is not known. {nearest(options.data, DATA)}")
+    data = options.data or DEFAULT_DATA
     values = {"path": None, "split": None, "clip_norm": None, **preset, **explicit(options)}
     values.setdefault("test_way", values["way"])
     values.setdefault("test_queries", values["queries"])
@@ -177,9 +177,48 @@ def settings(options: Train, preset: dict[str, object]) -> Settings:
     if options.smoke:
         values |= {"steps": 4, "validate_every": 2, "validation_tasks": 8, "test_tasks": 20, "meta_batch": 2}
         values |= explicit(options)
-    if values["steps"] % values["validate_every"]:
+    chosen = Settings(algorithm=options.algorithm, data=data, smoke=options.smoke, **values)  # type: ignore[arg-type]
+    _check_numbers(chosen)
+    return chosen
+
+
+# The least value of each number; an interval needs two tasks.
+_LEAST = {
+    "way": 1,
+    "shot": 1,
+    "queries": 1,
+    "test_way": 1,
+    "test_queries": 1,
+    "steps": 1,
+    "meta_batch": 1,
+    "inner_steps": 0,
+    "test_inner_steps": 0,
+    "validate_every": 1,
+    "validation_tasks": 2,
+    "test_tasks": 2,
+    "devices": 1,
+    "seed": 0,
+}
+_POSITIVE = ("rate", "inner_rate", "scale", "clip_norm")
+
+
+def option(name: str) -> str:
+    """A setting as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _check_numbers(chosen: Settings) -> None:
+    for name, least in _LEAST.items():
+        if getattr(chosen, name) < least:
+            raise UsageError(f"{option(name)} must be at least {least}, got {getattr(chosen, name)}.")
+    for name in _POSITIVE:
+        value = getattr(chosen, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"{option(name)} must be above 0, got {value}.")
+    if chosen.steps % chosen.validate_every:
         raise UsageError(
-            f"--validate-every {values['validate_every']} must divide --steps {values['steps']}, so that the last step "
+            f"--validate-every {chosen.validate_every} must divide --steps {chosen.steps}, so that the last step "
             "is validated too."
         )
-    return Settings(algorithm=options.algorithm, data=options.data, smoke=options.smoke, **values)  # type: ignore[arg-type]
+    if chosen.meta_batch % chosen.devices:
+        raise UsageError(f"--meta-batch {chosen.meta_batch} must be a multiple of --devices {chosen.devices}.")

@@ -25,11 +25,11 @@ class Data:
     about: str
 
 
-def load(settings: Settings) -> Data:
-    """The tasks of a run."""
+def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool = False) -> Data:
+    """The tasks of a run; `dealt_by` are the settings of the run that dealt a folder's classes, if another's."""
     if settings.regression:
         return _regression(settings)
-    pools = _folder(settings) if settings.data == "folder" else _parts(settings)
+    pools = _folder(settings, dealt_by or settings) if settings.data == "folder" else _parts(settings, download)
     test = (settings.test_way, settings.shot, settings.test_queries)
     return Data(
         train=tasks.Episodes(pools["train"], settings.way, settings.shot, settings.queries),
@@ -48,41 +48,48 @@ def _regression(settings: Settings) -> Data:
     return Data(train, test, test, {}, about)
 
 
-def _parts(settings: Settings) -> dict[Part, tasks.ImagePool]:
-    return {part: _pool(settings, part) for part in PARTS}
+def _parts(settings: Settings, download: bool) -> dict[Part, tasks.ImagePool]:
+    return {part: _pool(settings, part, download) for part in PARTS}
 
 
-def _pool(settings: Settings, part: Part) -> tasks.ImagePool:
+def _pool(settings: Settings, part: Part, download: bool) -> tasks.ImagePool:
     if settings.data == "glyphs":
         return tasks.glyphs(part)
     if settings.split == "lake":  # it has no validation part; its test alphabets must not choose the model
-        return _lake(settings, part)
-    return tasks.omniglot(settings.path, split=settings.split or "vinyals", part=part, rotations=True)
+        return _lake(settings, part, download)
+    split = settings.split or "vinyals"
+    return tasks.omniglot(settings.path, split=split, part=part, rotations=True, download=download)
 
 
-def _lake(settings: Settings, part: Part) -> tasks.ImagePool:
+def _lake(settings: Settings, part: Part, download: bool) -> tasks.ImagePool:
     """`lake` names two sets of alphabets; every eighth background character is kept for validation."""
     if part == "test":
-        return tasks.omniglot(settings.path, split="lake", part="test", rotations=True)
-    pool = tasks.omniglot(settings.path, split="lake", part="train", rotations=False)
+        return tasks.omniglot(settings.path, split="lake", part="test", rotations=True, download=download)
+    pool = tasks.omniglot(settings.path, split="lake", part="train", rotations=False, download=download)
     held_out = np.arange(len(pool.names)) % 8 == 7
     return tasks.rotated(tasks.subset(pool, np.flatnonzero(held_out if part == "val" else ~held_out).tolist()))
 
 
-def _folder(settings: Settings) -> dict[Part, tasks.ImagePool]:
-    """A folder has no split of its own: classes are dealt out in a seeded order, 70 / 15 / 15 %."""
+def _folder(settings: Settings, dealt_by: Settings) -> dict[Part, tasks.ImagePool]:
+    """A folder has no split of its own: classes are dealt out in a seeded order, 70 / 15 / 15 %.
+
+    Evaluation on other episodes must not deal them again: unseen classes would be training classes."""
     if settings.path is None:
         raise UsageError("--data folder needs --path, a folder that holds one sub-folder of images for each class.")
     pool = tasks.image_folder(settings.path)
-    order = np.random.default_rng(settings.seed).permutation(len(pool.names))
-    least = {"train": settings.way, "val": settings.test_way, "test": settings.test_way}
-    held_out = max(round(0.15 * len(order)), settings.test_way)
+    order = np.random.default_rng(dealt_by.seed).permutation(len(pool.names))
+    way, test_way = dealt_by.way, dealt_by.test_way
+    held_out = max(round(0.15 * len(order)), test_way)
     dealt = {"val": order[:held_out], "test": order[held_out : 2 * held_out], "train": order[2 * held_out :]}
-    if len(dealt["train"]) < least["train"]:
+    if len(dealt["train"]) < way:
         raise UsageError(
-            f"{settings.path} holds {len(order)} classes; {settings.way}-way training with unseen classes for "
-            f"validation and test needs at least {2 * settings.test_way + settings.way}. Add "
-            "classes, or lower --way and --test-way."
+            f"{settings.path} holds {len(order)} classes; {way}-way training with unseen classes for "
+            f"validation and test needs at least {2 * test_way + way}. Add classes, or lower --way and --test-way."
+        )
+    if settings.test_way > held_out:
+        raise UsageError(
+            f"--way {settings.test_way}: of the {len(order)} classes of {settings.path}, {held_out} were kept from "
+            "training for the test."
         )
     return {part: tasks.subset(pool, sorted(int(i) for i in dealt[part])) for part in PARTS}
 

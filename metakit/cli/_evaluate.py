@@ -1,6 +1,8 @@
 """`metakit evaluate`: the best learner of a run, on its own test tasks or on others."""
 
 import dataclasses
+import shlex
+import sys
 import time
 
 import jax
@@ -21,8 +23,8 @@ def run(options: Evaluate, console: Console) -> int:
     """Evaluate and write the result into the run folder; returns the exit status."""
     folder, trained = open_run(options.run)
     chosen = _overridden(trained, options)
-    data = load(chosen)
-    _, template = initial_state(trained, load(trained) if trained.data == "folder" else data)
+    data = load(chosen, dealt_by=trained)
+    _, template = initial_state(trained, data)
     with train.Checkpoints(folder.checkpoints) as checkpoints:
         if checkpoints.latest_step is None:
             raise UsageError(f"{options.run} holds no checkpoint yet. Continue it with --resume {options.run}.")
@@ -34,7 +36,9 @@ def run(options: Evaluate, console: Console) -> int:
     assessment = assess(chosen, data, learner, jax.random.fold_in(jax.random.key(options.seed), 3))
     name = f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
     seconds = time.perf_counter() - started
-    write(folder.path / f"{name}.md", report(chosen, assessment, [], about=data.about, pictures=[], seconds=seconds))
+    command = shlex.join(["metakit", *sys.argv[1:]])
+    page = report(chosen, assessment, [], about=data.about, pictures=[], seconds=seconds, command=command)
+    write(folder.path / f"{name}.md", page)
     folder.log(event="evaluation", file=f"{name}.md", **as_record(assessment))
     show_table(console, chosen, assessment, about=data.about)
     console.print(f"report: {folder.path / name}.md", highlight=False)

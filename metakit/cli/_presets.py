@@ -1,7 +1,7 @@
 """The algorithms that the command line knows, and what each data set starts from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from metakit.inner import SGD
 from metakit.learners import maml, matching, prototypical
 from metakit.tasks import ImagePool
 
-from ._config import Settings, UsageError
+from ._config import DATA, REGRESSION, Settings, UsageError, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,28 +32,23 @@ def _loss(settings: Settings) -> Callable[..., Any]:
     return losses.squared_error if settings.regression else losses.cross_entropy
 
 
-def _inner(configure: Callable[..., Any]) -> Callable[[Settings, Any, Callable[..., Any]], Any]:
-    """MAML and the configurations that take an update rule."""
+def _by_rule(settings: Settings) -> dict[str, Any]:
+    return {"inner": SGD(settings.inner_rate)}
+
+
+def _by_rate(settings: Settings) -> dict[str, Any]:
+    return {"rate": settings.inner_rate}
+
+
+def _gradient_based(
+    configure: Callable[..., Any], inner: Callable[[Settings], dict[str, Any]]
+) -> Callable[[Settings, Any, Callable[..., Any]], Any]:
+    """MAML or one of its configurations, whose inner loop takes an update rule, or learns its own rates."""
 
     def build(settings: Settings, network: Any, loss: Callable[..., Any]) -> Any:
         return configure(
             network,
-            inner=SGD(settings.inner_rate),
-            num_steps=settings.inner_steps,
-            loss=loss,
-            norm_policy=settings.norm_policy,
-        )
-
-    return build
-
-
-def _rates(configure: Callable[..., Any]) -> Callable[[Settings, Any, Callable[..., Any]], Any]:
-    """The configurations that learn their rates."""
-
-    def build(settings: Settings, network: Any, loss: Callable[..., Any]) -> Any:
-        return configure(
-            network,
-            rate=settings.inner_rate,
+            **inner(settings),
             num_steps=settings.inner_steps,
             loss=loss,
             norm_policy=settings.norm_policy,
@@ -71,12 +66,14 @@ def _prototypical(settings: Settings, network: Any, loss: Callable[..., Any]) ->
 
 
 ALGORITHMS = {
-    "maml": Entry(maml, _inner(maml.MAML), "MAML, second order (Finn et al. 2017)", True, True),
-    "fomaml": Entry(maml, _inner(maml.fomaml), "first-order MAML (Finn et al. 2017)", True, True),
-    "anil": Entry(maml, _inner(maml.anil), "only the head adapts (Raghu et al. 2020)", True, True),
-    "boil": Entry(maml, _inner(maml.boil), "only the body adapts (Oh et al. 2021)", True, True),
-    "meta-sgd": Entry(maml, _rates(maml.meta_sgd), "a learned rate per parameter (Li et al. 2017)", True, True),
-    "mamlpp": Entry(maml, _rates(maml.mamlpp), "MAML++ (Antoniou et al. 2019)", True, True),
+    "maml": Entry(maml, _gradient_based(maml.MAML, _by_rule), "MAML, second order (Finn et al. 2017)", True, True),
+    "fomaml": Entry(maml, _gradient_based(maml.fomaml, _by_rule), "first-order MAML (Finn et al. 2017)", True, True),
+    "anil": Entry(maml, _gradient_based(maml.anil, _by_rule), "only the head adapts (Raghu et al. 2020)", True, True),
+    "boil": Entry(maml, _gradient_based(maml.boil, _by_rule), "only the body adapts (Oh et al. 2021)", True, True),
+    "meta-sgd": Entry(
+        maml, _gradient_based(maml.meta_sgd, _by_rate), "a learned rate per parameter (Li et al. 2017)", True, True
+    ),
+    "mamlpp": Entry(maml, _gradient_based(maml.mamlpp, _by_rate), "MAML++ (Antoniou et al. 2019)", True, True),
     "matching": Entry(matching, _matching, "Matching Networks (Vinyals et al. 2016)", False, True),
     "prototypical": Entry(prototypical, _prototypical, "Prototypical Networks (Snell et al. 2017)", False, False),
 }
@@ -129,22 +126,29 @@ _LINES = {
     "seed": 0,
     "devices": 1,
 }
+_METRIC_LINES = {"inner_steps": 0, "test_inner_steps": 0, "scale": 10.0}
 
-# What differs from the rows above, by (algorithm, data); every number of a preset stands in this file.
+# What differs from the rows above, by algorithm on images, and by (algorithm, data); every number of a preset stands
+# in this file.
+_ON_IMAGES: dict[str, dict[str, object]] = {
+    "mamlpp": {"inner_steps": 3, "inner_rate": 0.5},
+    "meta-sgd": {"test_inner_steps": 1},
+    "matching": {"scale": 10.0},
+}
+_GRADIENT_OMNIGLOT = {
+    "steps": 70_000,
+    "meta_batch": 8,
+    "rate": 1.5e-3,
+    "queries": 1,
+    "test_queries": 1,
+    "inner_rate": 2.0,
+    "validate_every": 7000,
+}
+_METRIC_OMNIGLOT = {"queries": 5, "test_queries": 15, "steps": 5000, "validate_every": 1000}
 _PRESETS: dict[tuple[str, str], dict[str, object]] = {
-    ("mamlpp", "glyphs"): {"inner_steps": 3, "inner_rate": 0.5},
-    ("meta-sgd", "glyphs"): {"test_inner_steps": 1},
-    ("meta-sgd", "omniglot"): {"test_inner_steps": 1},
-    ("maml", "omniglot"): {
-        "steps": 5000,
-        "meta_batch": 16,
-        "queries": 1,
-        "test_queries": 1,
-        "inner_rate": 2.0,
-        "validate_every": 1000,
-    },
-    ("prototypical", "omniglot"): {"way": 60, "queries": 5, "test_queries": 15, "steps": 2000, "validate_every": 500},
-    ("matching", "omniglot"): {"way": 20, "queries": 5, "test_queries": 15, "steps": 2000, "validate_every": 500},
+    ("prototypical", "omniglot"): {"way": 60},
+    ("mamlpp", "sinusoid"): {"inner_steps": 5, "test_inner_steps": 5},
+    ("mamlpp", "linear"): {"inner_steps": 5, "test_inner_steps": 5},
 }
 
 
@@ -158,22 +162,17 @@ def entry(algorithm: str) -> Entry:
 def preset(algorithm: str, data: str) -> dict[str, object]:
     """What the settings of an algorithm on a data set start from."""
     known = entry(algorithm)
-    if data in ("sinusoid", "linear"):
+    if data not in DATA:
+        raise UsageError(f"--data {data!r} is not known. {nearest(data, DATA)}")
+    if data in REGRESSION:
         if not known.regresses:
             raise UsageError(f"{algorithm} learns classes, not the real targets of --data {data}. Use --data glyphs.")
-        values = dict(_LINES)
-        if not known.gradient_based:
-            values |= {"inner_steps": 0, "test_inner_steps": 0, "scale": 10.0, "norm_policy": "transductive"}
-        if algorithm in ("mamlpp",):
-            values |= {"inner_steps": 5, "test_inner_steps": 5}
+        values = _LINES if known.gradient_based else _LINES | _METRIC_LINES
     else:
-        values = dict(_GRADIENT if known.gradient_based else _METRIC)
-        if algorithm == "matching":
-            values |= {"scale": 10.0}
-        if algorithm == "mamlpp":
-            values |= {"test_inner_steps": 3}
+        values = _GRADIENT if known.gradient_based else _METRIC
         if data == "omniglot":
-            values |= _OMNIGLOT
+            values = values | _OMNIGLOT | (_GRADIENT_OMNIGLOT if known.gradient_based else _METRIC_OMNIGLOT)
+        values = values | _ON_IMAGES.get(algorithm, {})
     return values | _PRESETS.get((algorithm, data), {})
 
 
@@ -197,3 +196,33 @@ def network(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
 def build_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     """A learner at its initialisation."""
     return entry(settings.algorithm).build(settings, network(settings, pool, key), _loss(settings))
+
+
+# Settings that only some runs use; one that was given and would not be used is refused.
+_ONLY_GRADIENT_BASED = ("inner_rate", "inner_steps", "test_inner_steps")
+_ONLY_METRIC = ("scale",)
+_ONLY_IMAGES = ("way", "test_way", "norm_policy")
+
+
+def check_given(given: Collection[str], settings: Settings) -> None:
+    """Refuse what contradicts itself before anything is loaded or written."""
+    known = entry(settings.algorithm)
+    unused: dict[str, str] = {}
+    if known.gradient_based:
+        unused |= dict.fromkeys(_ONLY_METRIC, f"{settings.algorithm} has no similarities to scale")
+    else:
+        unused |= dict.fromkeys(_ONLY_GRADIENT_BASED, f"{settings.algorithm} has no inner loop")
+    if settings.regression:
+        unused |= dict.fromkeys(_ONLY_IMAGES, f"--data {settings.data} has no classes and its network no batch norm")
+    if settings.data not in ("omniglot", "folder"):
+        unused["path"] = f"--data {settings.data} is built in"
+    if settings.data != "omniglot":
+        unused["split"] = f"--data {settings.data} has its own split"
+    for name, why in unused.items():
+        if name in given:
+            raise UsageError(f"{option(name)} would not be used: {why}. Leave it out.")
+    if known.gradient_based and not settings.regression and settings.test_way != settings.way:
+        raise UsageError(
+            f"--test-way {settings.test_way}: {settings.algorithm} has a head for {settings.way} classes and can be "
+            "tested on no other number. Leave it out, or change --way."
+        )

@@ -1,9 +1,9 @@
 """`report.md` and the closing table."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import shlex
-import sys
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ from rich.table import Table
 from metakit.evaluate import Interval
 
 from ._assess import Assessment
-from ._config import Settings
+from ._config import DEFAULT_DATA, Settings, Train, option, settings
 from ._display import clock, percent, plain
-from ._presets import ALGORITHMS
+from ._presets import ALGORITHMS, preset
 
 _POLICIES = {
     "transductive": "transductive: batch norm uses the statistics of the query batch, so queries may help each other",
@@ -24,10 +24,10 @@ _POLICIES = {
 }
 
 
-def show_table(console: Console, settings: Settings, assessment: Assessment, *, about: str) -> None:
+def show_table(console: Console, chosen: Settings, assessment: Assessment, *, about: str) -> None:
     """The result as a table on the terminal."""
-    show = plain if settings.regression else percent
-    table = Table(title=f"Test: {tasks_in_words(settings)}; {about}")
+    show = plain if chosen.regression else percent
+    table = Table(title=f"Test: {tasks_in_words(chosen)}; {about}")
     for heading in ("", "mean, 95 % interval", "meta-trained minus this (paired)"):
         table.add_column(heading)
     for row in assessment.rows:
@@ -35,46 +35,49 @@ def show_table(console: Console, settings: Settings, assessment: Assessment, *, 
     console.print(table)
 
 
-def tasks_in_words(settings: Settings) -> str:
-    if settings.regression:
-        return f"{settings.test_tasks} tasks, {settings.shot} support and {settings.test_queries} query points"
-    kind = f"{settings.test_way}-way {settings.shot}-shot"
-    return f"{settings.test_tasks} tasks, {kind}, {settings.test_queries} queries a class"
+def tasks_in_words(chosen: Settings) -> str:
+    if chosen.regression:
+        return f"{chosen.test_tasks} tasks, {chosen.shot} support and {chosen.test_queries} query points"
+    kind = f"{chosen.test_way}-way {chosen.shot}-shot"
+    return f"{chosen.test_tasks} tasks, {kind}, {chosen.test_queries} queries a class"
 
 
 def report(
-    settings: Settings,
+    chosen: Settings,
     assessment: Assessment,
     steps: list[Interval],
     *,
     about: str,
     pictures: list[tuple[str, str]],
     seconds: float,
+    command: str,
 ) -> str:
     """The run as a page of Markdown."""
-    show = plain if settings.regression else percent
-    score = "mean squared error (lower is better)" if settings.regression else "accuracy"
+    show = plain if chosen.regression else percent
+    score = "mean squared error (lower is better)" if chosen.regression else "accuracy"
     lines = [
-        f"# {ALGORITHMS[settings.algorithm].about} on {settings.data}",
+        f"# {ALGORITHMS[chosen.algorithm].about} on {chosen.data}",
         "",
         f"- Data: {about}",
-        f"- Test: {tasks_in_words(settings)}",
-        f"- Batch norm: {'none in this network' if settings.regression else _POLICIES[settings.norm_policy]}",
+        f"- Test: {tasks_in_words(chosen)}",
+        f"- Batch norm: {'none in this network' if chosen.regression else _POLICIES[chosen.norm_policy]}",
     ]
-    if ALGORITHMS[settings.algorithm].gradient_based:
-        lines.append(f"- Inner steps: {settings.inner_steps} in training, {settings.test_inner_steps} in the test")
+    if ALGORITHMS[chosen.algorithm].gradient_based:
+        lines.append(f"- Inner steps: {chosen.inner_steps} in training, {chosen.test_inner_steps} in the test")
     lines += [
         f"- Time: {clock(seconds)} minutes, compilation included",
         "",
         f"| learner | {score}, 95 % interval (Student t) | bootstrap interval | meta-trained minus this, paired |",
         "|---|---|---|---|",
     ]
-    factor, digits = (1, 4) if settings.regression else (100, 2)
+    factor, digits = (1, 4) if chosen.regression else (100, 2)
     for row in assessment.rows:
         ends = f"{factor * row.bootstrap.low:.{digits}f} to {factor * row.bootstrap.high:.{digits}f}"
         lines.append(
             f"| {row.name} | {show(row.score)} | {ends} | {'' if row.advantage is None else show(row.advantage)} |"
         )
+    if chosen.regression:  # a mean hides, or is made by, the few tasks on which adaptation diverges
+        lines += ["", "Medians: " + "; ".join(f"{row.name} {row.median:.4f}" for row in assessment.rows) + "."]
     spoilt = {row.name: row.score.num_nonfinite for row in assessment.rows if row.score.num_nonfinite}
     lines += [f"\n{name} diverged on {count} tasks." for name, count in spoilt.items()]
     if assessment.nll is not None:
@@ -92,17 +95,29 @@ def report(
         lines.append("| meta-trained | " + " | ".join(map(show, steps)) + " |")
     for title, file in pictures:
         lines += ["", f"## {title}", f"![{title}]({file})"]
-    return "\n".join([*lines, "", "## Made with", *_made_with(settings), ""])
+    return "\n".join([*lines, "", "## Made with", *_made_with(chosen, command), ""])
 
 
-def _made_with(settings: Settings) -> list[str]:
+def as_command(chosen: Settings) -> str:
+    """The command that makes the same run: what differs from the preset."""
+    smoke = ["--smoke"] if chosen.smoke else []
+    usual = settings(Train(chosen.algorithm, chosen.data, smoke=chosen.smoke), preset(chosen.algorithm, chosen.data))
+    words = ["metakit", "train", chosen.algorithm, *(["--data", chosen.data] if chosen.data != DEFAULT_DATA else [])]
+    for field in dataclasses.fields(Settings):
+        value = getattr(chosen, field.name)
+        if value != getattr(usual, field.name):
+            words += [option(field.name), str(value)]
+    return shlex.join([*words, *smoke])
+
+
+def _made_with(chosen: Settings, command: str) -> list[str]:
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("metakit", "jax", "equinox", "optax")
     )
     device = jax.devices()[0]
     return [
-        f"- `metakit {shlex.join(sys.argv[1:])}`",
-        f"- seed {settings.seed}; every setting is in `config.json`",
+        f"- `{command}`",
+        f"- seed {chosen.seed}; every setting is in `config.json`",
         f"- {versions}; Python {platform.python_version()}; {jax.device_count()} x {device.device_kind}",
     ]
 

@@ -29,11 +29,14 @@ class RunFolder:
     def records(self) -> list[dict[str, Any]]:
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        # A full disk or a killed process cuts the last line; a resumed run logs it again.
+        *whole, _ = self.metrics.read_text().split("\n")
+        return [json.loads(line) for line in whole]
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after the checkpoint that a resumed run continues from."""
-        kept = [record for record in self.records() if record.get("step", 0) <= step and record["event"] != "test"]
+        tests = ("test", "inner steps")
+        kept = [r for r in self.records() if r.get("step", 0) <= step and r["event"] not in tests]
         write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
 
@@ -50,10 +53,11 @@ def write(path: pathlib.Path, text: str, *, append: bool = False) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFullError(
-            f"no room left to write {path}. The checkpoints in its folder are intact: free some space and "
-            "continue with --resume."
-        ) from error
+        message = (
+            f"no room left to write {path}. What its folder holds is intact: free some space, and continue with "
+            "--resume if there are checkpoints."
+        )
+        raise DiskFullError(error.errno, message) from error
 
 
 def create(options: Train, chosen: Settings) -> RunFolder:
@@ -86,10 +90,16 @@ def open_run(path: pathlib.Path) -> tuple[RunFolder, Settings]:
 def resume(options: Train) -> tuple[RunFolder, Settings]:
     """The run to continue; options that contradict it are named."""
     assert options.resume is not None
+    if options.run is not None:
+        raise UsageError(
+            f"--run {options.run} would not be used: --resume continues in {options.resume}. Leave it out."
+        )
     folder, recorded = open_run(options.resume)
     given = explicit(options) | {"algorithm": options.algorithm}
-    if options.data != Train.data:
+    if options.data is not None:
         given["data"] = options.data
+    if options.smoke:
+        given["smoke"] = True
     changed = {name: value for name, value in given.items() if getattr(recorded, name) != value}
     if changed:
         raise ConfigChangedError(

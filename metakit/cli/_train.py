@@ -1,6 +1,7 @@
 """`metakit train`: a run from its first step to its report."""
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -17,11 +18,11 @@ from metakit.sharding import task_mesh
 
 from . import _pictures
 from ._assess import assess, by_inner_steps, metric_of, test_learner
-from ._config import Settings, Train, settings
+from ._config import DEFAULT_DATA, Settings, Train, explicit, settings
 from ._data import Data, load
 from ._display import Display
-from ._presets import ALGORITHMS, build_learner, preset
-from ._report import as_record, report, show_table
+from ._presets import ALGORITHMS, build_learner, check_given, preset
+from ._report import as_command, as_record, report, show_table
 from ._run_folder import RunFolder, create, resume, write
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -30,28 +31,43 @@ INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 def run(options: Train, console: Console) -> int:
     """Train, test and report; returns the exit status."""
     if options.resume is None:
-        chosen = settings(options, preset(options.algorithm, options.data))
-        data = load(chosen)  # before the folder is made: a wrong path leaves nothing behind
+        chosen = settings(options, preset(options.algorithm, options.data or DEFAULT_DATA))
+        check_given(explicit(options), chosen)
+        # Before the folder is made: a wrong path or option leaves nothing behind.
+        data = load(chosen, download=options.download)
+        test_learner(chosen, initial_state(chosen, data)[1].learner)
         folder = create(options, chosen)
     else:
         folder, chosen = resume(options)
-        data = load(chosen)
+        data = load(chosen, download=options.download)
     console.print(f"{ALGORITHMS[chosen.algorithm].about} on {data.about}", highlight=False)
     console.print(f"run folder: {folder.path}", highlight=False)
+    try:
+        return _run(chosen, data, folder, console)
+    except (KeyboardInterrupt, train.DiskFullError):
+        _say_how_to_continue(chosen, folder, console)
+        raise
 
+
+def _run(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> int:
     started = time.perf_counter()
     try:
         result = _fit(chosen, data, folder, console)
     except train.NonFiniteLossError:
-        console.print(f"The checkpoints before it are in {folder.checkpoints}.", highlight=False)
+        if any(folder.checkpoints.glob("[0-9]*")):
+            console.print(f"The checkpoints before it are in {folder.checkpoints}.", highlight=False)
         raise
     if result.interrupted:
-        console.print(
-            f"continue with: metakit train {chosen.algorithm} --resume {folder.path}", highlight=False, markup=False
-        )
+        _say_how_to_continue(chosen, folder, console)
         return INTERRUPTED
     finish(chosen, data, folder, result.best_learner, console, started)
     return 0
+
+
+def _say_how_to_continue(chosen: Settings, folder: RunFolder, console: Console) -> None:
+    console.print(
+        f"continue with: metakit train {chosen.algorithm} --resume {folder.path}", highlight=False, markup=False
+    )
 
 
 def optimiser_of(chosen: Settings) -> Any:
@@ -91,8 +107,6 @@ def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> t
     display = Display(console, steps=chosen.steps, regression=chosen.regression)
 
     def listen(event: train.Event) -> None:
-        if isinstance(event, train.Resumed):
-            folder.rewind(event.step)
         _log(folder, event)
         display.event(event)
 
@@ -101,6 +115,7 @@ def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> t
         train.Checkpoints(folder.checkpoints, config=dataclasses.asdict(chosen)) as checkpoints,
         display,
     ):
+        folder.rewind(checkpoints.latest_step or 0)
         return train.fit(
             algorithm,
             optimiser,
@@ -139,11 +154,13 @@ def finish(chosen: Settings, data: Data, folder: RunFolder, learner: Any, consol
     folder.log(event="test", **as_record(assessment))
     steps = by_inner_steps(chosen, data, learner, key) if ALGORITHMS[chosen.algorithm].gradient_based else []
     folder.log(event="inner steps", scores=[{"mean": i.mean, "low": i.low, "high": i.high} for i in steps])
-    pictures = draw(chosen, data, folder, learner, key, steps)
     seconds = time.perf_counter() - started
-    page = report(chosen, assessment, steps, about=data.about, pictures=pictures, seconds=seconds)
-    write(folder.report, page)
+    # The numbers first: a picture that cannot be drawn must not cost them.
+    shared = {"about": data.about, "seconds": seconds, "command": as_command(chosen)}
+    page = functools.partial(report, chosen, assessment, steps, **shared)
+    write(folder.report, page(pictures=[]))
     show_table(console, chosen, assessment, about=data.about)
+    write(folder.report, page(pictures=draw(chosen, data, folder, learner, key, steps)))
     console.print(f"report: {folder.report}", highlight=False)
 
 

@@ -14,7 +14,6 @@ from learners import ROWS
 import metakit as mk
 
 
-
 def over(rows):
     marks = {True: [pytest.mark.slow], False: []}
     return pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks[row.slow]) for row in rows])

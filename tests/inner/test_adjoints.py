@@ -199,9 +199,11 @@ def bytes_of_meta_gradient(adjoint, num_steps):
         adapted = adjoint.solve(objective, mk.inner.SGD(0.1), params, data, num_steps).params
         return objective(adapted, data, None)
 
-@pytest.mark.optimised
     analysis = jax.jit(jax.grad(outer)).lower(arrays, data).compile().memory_analysis()
     return analysis.temp_size_in_bytes, mk._tree.tree_bytes(arrays)
+
+
+@pytest.mark.optimised
 def test_memory_of_64_steps():
     """Catches stored activations in the adjoints that promise not to store them, by the compiler's own analysis."""
     unrolled, parameters = bytes_of_meta_gradient(mk.inner.Unrolled(), 64)

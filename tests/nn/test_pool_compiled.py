@@ -10,11 +10,13 @@ import metakit as mk
 
 
 def episode(key):
-@pytest.mark.optimised
     support_key, query_key = jax.random.split(key)
     labels = jnp.arange(2, dtype=jnp.int32)
     support = mk.Examples(jax.random.normal(support_key, (2, 1, 16, 16)), labels, 2)
     return mk.Episode(support, mk.Examples(jax.random.normal(query_key, (4, 1, 16, 16)), jnp.repeat(labels, 2), 2))
+
+
+@pytest.mark.optimised
 def test_compiled_and_mapped_adaptation_equals_a_loop():
     """Catches a maximum whose derivative compares floats that XLA recomputed: the loss was off by 0.03."""
     network = mk.nn.Conv4(1, 16, width=3, out_size=2, key=jax.random.key(0))

@@ -124,10 +124,12 @@ def test_one_trace_over_changed_numbers():
     [(100, "cpu", 8), (5000, "cpu", 1), (5000, "gpu", 8)],
 )
 def test_auto_runs_images_one_by_one_on_a_cpu_only(numbers, platform, expected):
-@pytest.mark.optimised
     """Catches a rule that depends on the dtype, or that throttles an accelerator."""
     assert choose_chunk("auto", 8, jnp.zeros((8, numbers)), platform) == expected
     assert choose_chunk("auto", 8, jnp.zeros((8, numbers), jnp.float32), platform) == expected
+
+
+@pytest.mark.optimised
 def test_memory_is_that_of_one_chunk():
     """Catches a scan that keeps every chunk's activations for the backward pass."""
     algorithm = mk.MetaLearner(
@@ -139,8 +141,10 @@ def test_memory_is_that_of_one_chunk():
         run = eqx.filter_jit(partial(meta_gradient, algorithm, chunk=chunk))
         return run.lower(weights, tasks).compile().compiled.memory_analysis().temp_size_in_bytes
 
-@pytest.mark.optimised
     assert temporary_bytes(1) < temporary_bytes(None) / 4
+
+
+@pytest.mark.optimised
 def test_map_tasks_equals_a_loop_and_crosses_nothing():
     """Catches outputs in another order than the tasks, and an evaluation that gathers."""
     learner, tasks, keys = make_learner(), make_tasks(8), make_keys(8)

@@ -171,7 +171,6 @@ def test_training_improves_a_meta_learner():
 
 
 def test_two_devices_give_the_same_learner():
-@pytest.mark.optimised
     """Catches a gradient summed over devices, or tasks drawn per device index."""
     alone, first = run(start(), 5)
     spread, second = run(start(), 5, mesh=mk.sharding.task_mesh(2))
@@ -179,6 +178,9 @@ def test_two_devices_give_the_same_learner():
     np.testing.assert_allclose(second.loss, first.loss, rtol=1e-12)
     continued, _ = run(spread, 3, mesh=mk.sharding.task_mesh(2))
     assert int(continued.step) == 8
+
+
+@pytest.mark.optimised
 def test_the_sharded_loop_needs_one_all_reduce():
     """Catches sampling or diagnostics that move tasks between devices."""
     mesh = mk.sharding.task_mesh(2)
