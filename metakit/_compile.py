@@ -45,7 +45,8 @@ def compiled(
 
     @functools.cache
     def outermost() -> Callable[..., Any]:
-        return eqx.filter_jit(function, donate=donate, compiler_options=compiler_options())
+        options: dict[str, Any] = {"compiler_options": compiler_options()}
+        return eqx.filter_jit(function, donate=donate, **options)
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:

@@ -18,7 +18,7 @@ from ._events import (
 )
 from ._fit import FitResult as FitResult, fit as fit
 from ._optimisers import adam as adam
-from ._state import TrainState as TrainState, init as init
+from ._state import TrainState as TrainState, init as init, with_learner as with_learner
 from ._step import (
     StepDiagnostics as StepDiagnostics,
     draw_tasks as draw_tasks,

@@ -108,22 +108,19 @@ def init(
         raise ValueError(
             "trainable(learner) must be a tree of booleans with the learner's structure, got "
             f"{jax.tree.structure(mask)} for {jax.tree.structure(learner)}. Start from mk.trainable(learner) "
-            "and change "
-            "leaves with eqx.tree_at."
+            "and change leaves with eqx.tree_at."
         )
     moves = tuple(bool(moved) for moved in jax.tree.leaves(mask))
     for (path, leaf), moved in zip(jax.tree.leaves_with_path(learner), moves, strict=True):
         if moved and not eqx.is_inexact_array(leaf):
             raise ValueError(
                 f"trainable(learner) marks learner{jax.tree_util.keystr(path)}, which is {_describe(leaf)} "
-                "and has no "
-                "gradient; only floating-point arrays can be trained."
+                "and has no gradient; only floating-point arrays can be trained."
             )
     if not any(moves):
         raise ValueError(
             "trainable(learner) marks no leaf of the learner, so there is nothing to train. A learner "
-            "without weights "
-            "needs at least one mk.learned(...) hyperparameter."
+            "without weights needs at least one mk.learned(...) hyperparameter."
         )
     with others_promotion():
         opt_state = optimiser.init(eqx.filter(learner, mask))
@@ -131,5 +128,40 @@ def init(
     return own(state)
 
 
+@typed
+def with_learner(state: TrainState, learner: Any) -> TrainState:
+    """The same training, going on with a learner that differs in what is static or in the values of its leaves.
+
+    A learner's static fields (MAML's adjoint, a policy) are part of the structure of the optimiser's state too, so
+    replacing the learner alone would not fit. Use it between phases of training, such as MAML++'s from first to
+    second order.
+
+    **Arguments:** `state`; `learner`, with as many leaves as the state's, of the same shapes and dtypes.
+
+    **Returns:** a new state: the step, the key and the optimiser's numbers are the old ones.
+
+    **Raises:** `ValueError` for a learner with other leaves.
+
+    >>> import jax, jax.numpy as jnp, optax, metakit as mk
+    >>> state = mk.train.init({"weight": jnp.ones(2)}, optax.adam(0.1), key=jax.random.key(0))
+    >>> mk.train.with_learner(state, {"weight": jnp.zeros(2)}).learner["weight"].tolist()
+    [0.0, 0.0]
+    """
+    before, after = ([_describe(leaf) for leaf in jax.tree.leaves(tree)] for tree in (state.learner, learner))
+    if before != after:
+        raise ValueError(f"the learner must have the state's leaves, {before}, got {after}. Start anew with init.")
+    new = TrainState(learner, None, state.step, state.key, state.moves)
+    old_structure, structure = (jax.tree.structure(eqx.filter(s.learner, s.mask)) for s in (state, new))
+
+    def is_like_the_learner(node: Any) -> bool:
+        return jax.tree.structure(node) == old_structure
+
+    def restructure(node: Any) -> Any:
+        return jax.tree.unflatten(structure, jax.tree.leaves(node)) if is_like_the_learner(node) else node
+
+    opt_state = jax.tree.map(restructure, state.opt_state, is_leaf=is_like_the_learner)
+    return own(TrainState(learner, opt_state, state.step, state.key, state.moves))
+
+
 def _describe(leaf: Any) -> str:
-    return f"an array of {leaf.dtype}" if eqx.is_array(leaf) else f"a {type(leaf).__name__}"
+    return f"an array of {leaf.dtype}{list(leaf.shape)}" if eqx.is_array(leaf) else f"a {type(leaf).__name__}"

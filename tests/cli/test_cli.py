@@ -1,5 +1,6 @@
 """The command line as a user meets it: run folders, resuming, errors."""
 
+import dataclasses
 import errno
 import json
 import pathlib
@@ -11,7 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metakit.cli import _train, main
+import metakit as mk
+from metakit.cli import _data, _evaluate, _run_folder, _train, main
+from metakit.cli._assess import test_learner as learner_as_tested
+from metakit.cli._config import REGRESSION, Train, UsageError, explicit, settings
+from metakit.cli._presets import ALGORITHMS, build_learner, check_given, preset
+from metakit.cli._report import as_command
 
 LINEAR = ["train", "maml", "--data", "linear", "--smoke", "--no-compilation-cache"]
 
@@ -113,7 +119,18 @@ REFUSED = {
     "algorithm": (["train", "mamll"], 2, r"'mamll' is not known. Did you mean 'maml'"),
     "command": (["trian", "maml"], 2, r"'trian' is no command. Did you mean 'train'"),
     "data": (["train", "maml", "--data", "omniglott"], 2, r"Did you mean 'omniglot'"),
-    "option": (["train", "maml", "--stps", "3"], 2, r"--steps"),
+    "option": (["train", "maml", "--stps", "3"], 2, r"(?s)--stps.*--steps"),
+    "test way": (["train", "maml", "--test-way", "3"], 2, "--test-way 3: maml has a head for 5 classes"),
+    "validation never": (["train", "maml", "--validate-every", "0"], 2, "--validate-every must be at least 1, got 0"),
+    "one validation task": (["train", "maml", "--validation-tasks", "1"], 2, "--validation-tasks must be at least 2"),
+    "negative rate": (["train", "maml", "--rate=-1"], 2, "--rate must be above 0, got -1"),
+    "unused scale": (["train", "maml", "--scale", "3"], 2, "--scale would not be used: maml has no similarities"),
+    "unused inner rate": (["train", "matching", "--inner-rate", "3"], 2, "--inner-rate would not be used"),
+    "unused path": (["train", "maml", "--path", "."], 2, "--path would not be used: --data glyphs is built in"),
+    "unused split": (["train", "maml", "--split", "lake"], 2, "--split would not be used"),
+    "devices": (["train", "maml", "--devices", "3"], 2, "--meta-batch 8 must be a multiple of --devices 3"),
+    "more test steps than rates": (["train", "mamlpp", "--test-inner-steps", "9"], 1, "9"),
+    "run and resume": (["train", "maml", "--run", "a", "--resume", "b"], 2, "--run a would not be used"),
     "regression with prototypes": (["train", "prototypical", "--data", "linear"], 2, "learns classes"),
     "folder without a path": (["train", "maml", "--data", "folder"], 2, "needs --path"),
     "missing path": (["train", "maml", "--data", "omniglot", "--path", "/nowhere/at/all"], 1, "/nowhere"),
@@ -147,6 +164,116 @@ def test_resuming_with_other_settings_names_them(linear_run, capsys):
     """Catches a resumed run that silently continues with another rate."""
     assert main(["train", "maml", "--resume", str(linear_run), "--rate", "0.5"]) == 1
     assert "rate: was 0.001, now 0.5" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("options", [["--data", "glyphs"], ["--smoke"]], ids=lambda options: options[0])
+def test_resuming_with_another_task_names_it(linear_run, options, monkeypatch, capsys):
+    """Catches options that a resumed run silently ignores, the defaults' own values among them."""
+    real = _run_folder.open_run
+
+    def not_smoke(path):
+        folder, recorded = real(path)
+        return folder, dataclasses.replace(recorded, smoke=False)
+
+    monkeypatch.setattr(_run_folder, "open_run", not_smoke)
+    assert main(["train", "maml", "--resume", str(linear_run), *options]) == 1
+    assert f"{options[0][2:]}: was" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_a_cut_line_in_the_log_is_logged_again(tmp_path, linear_run):
+    """Catches a run that cannot be resumed after a full disk or a killed process, and a record read half."""
+    folder = _run_folder.RunFolder(tmp_path)
+    whole = (linear_run / "metrics.jsonl").read_text()
+    folder.metrics.write_text(whole[:-10])
+    assert folder.records() == records(linear_run)[:-1]
+    folder.rewind(2)
+    assert {record["event"] for record in folder.records()} == {"progress", "validated"}
+    assert max(record["step"] for record in folder.records()) == 2
+
+
+def test_ctrl_c_during_the_test_says_how_to_continue(tmp_path, monkeypatch, capsys):
+    """Catches a traceback, and a user who does not know that the trained learner is safe."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_train, "assess", interrupt)
+    assert main([*LINEAR, "--run", str(tmp_path / "run")]) == _train.INTERRUPTED
+    assert "continue with: metakit train maml --resume" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_numbers_survive_a_picture_that_fails(tmp_path, monkeypatch):
+    """Catches a report that is written after its pictures and lost with them."""
+
+    def fail(*args, **kwargs):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(_train._pictures, "learning_curve", fail)
+    assert main([*LINEAR, "--run", str(tmp_path / "run")]) == 1
+    assert "| meta-trained |" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """A folder per class, of noise around a picture of its own."""
+    root, random = tmp_path_factory.mktemp("drawings"), np.random.default_rng(0)
+    for name in range(20):
+        (root / f"class{name:02d}").mkdir()
+        picture = random.integers(0, 200, (28, 28))
+        for number in range(4):
+            noisy = (picture + random.integers(0, 50, picture.shape)).astype(np.uint8)
+            Image.fromarray(noisy).save(root / f"class{name:02d}" / f"{number}.png")
+    return root
+
+
+def test_a_folder_is_dealt_once(tmp_path, drawings, monkeypatch, capsys):
+    """Catches an evaluation, of another way or after the folder has moved, on classes that were trained on."""
+    few = ["--way", "3", "--test-way", "3", "--queries", "2", "--test-queries", "2"]
+    common = ["--smoke", "--no-compilation-cache"]
+    run = tmp_path / "run"
+    assert (
+        main(["train", "prototypical", "--data", "folder", "--path", str(drawings), *few, *common, "--run", str(run)])
+        == 0
+    )
+    _, trained = _run_folder.open_run(run)
+    dealt = _data.load(trained).pools
+    moved = tmp_path / "moved"
+    moved.symlink_to(drawings)
+    again = _data.load(dataclasses.replace(trained, test_way=2, shot=2, path=str(moved)), dealt_by=trained).pools
+    for part in ("train", "val", "test"):
+        assert again[part].names == dealt[part].names
+    assert not set(dealt["train"].names) & set(dealt["test"].names)
+
+    def never(*args):
+        raise AssertionError("assessed")
+
+    monkeypatch.setattr(_evaluate, "assess", never)
+    assert main(["evaluate", str(run), "--way", "5", "--path", str(moved)]) == 2
+    assert "3 were kept from training" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    with pytest.raises(AssertionError, match="assessed"):
+        main(["evaluate", str(run), "--way", "2", "--path", str(moved)])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("data", ["glyphs", "omniglot", "sinusoid", "linear", "folder"])
+def test_every_preset_builds_its_learner_as_tested(algorithm, data):
+    """Catches a preset that trains for minutes and then cannot be tested: more test steps than there are rates."""
+    if data in REGRESSION and not ALGORITHMS[algorithm].regresses:
+        with pytest.raises(UsageError, match="learns classes"):
+            preset(algorithm, data)
+        return
+    chosen = settings(Train(algorithm, data), preset(algorithm, data))
+    check_given(explicit(Train(algorithm, data)), chosen)
+    pool = None if data in REGRESSION else mk.tasks.ImagePool(np.zeros((5, 2, 1, 28, 28), "uint8"))
+    learner_as_tested(chosen, build_learner(chosen, pool, jax.random.key(0)))
+
+
+def test_the_report_s_command_makes_the_run_again(linear_run):
+    """Catches a report whose command is that of a resumed run, or leaves out a setting."""
+    _, chosen = _run_folder.open_run(linear_run)
+    chosen = dataclasses.replace(chosen, rate=0.25, shot=7)
+    words = as_command(chosen)
+    assert words == "metakit train maml --data linear --shot 7 --rate 0.25 --smoke"
 
 
 def test_a_full_disk_is_said_and_the_checkpoints_stay(tmp_path, monkeypatch, capsys):

@@ -133,6 +133,48 @@ def test_the_best_rate_for_linear_regression_has_no_gradient():
     assert below < -1e-3 < 1e-3 < above
 
 
+class Dot(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("variance", "noise", "best", "risk"),
+    [(1.0, 0.0, 10 / 13, 3 / 13), (2.0, 0.5, 0.7547170, 0.4905660)],
+    ids=["noiseless", "noisy"],
+)
+def test_the_best_rate_for_gaussian_inputs_has_no_gradient(variance, noise, best, risk):
+    """Catches the noise or the shot entering the learned rate wrongly: T3 with x ~ N(0, I), d = 2, K = 10.
+
+    The mean over 40,000 tasks must lie within 4 standard errors; by chance 1 of 16,000 keys misses, and ours is fixed.
+    """
+
+    def draw(key):
+        keys = jax.random.split(key, 4)
+        x, query_x = jax.random.normal(keys[0], (10, 2)), jax.random.normal(keys[1], (10, 2))
+        w = jnp.sqrt(variance) * jax.random.normal(keys[2], (2, 1))
+        y = x @ w + jnp.sqrt(noise) * jax.random.normal(keys[3], (10, 1))
+        return mk.Episode(mk.Examples(x, y), mk.Examples(query_x, query_x @ w))
+
+    # Our loss has no factor one half, so the rate is half of the identity's and the risk twice.
+    solver = mk.inner.SGD(mk.learned(best / 2))
+    learner = maml.MAML(Dot(jnp.zeros((2, 1))), inner=solver, num_steps=1, loss=mk.losses.squared_error)
+
+    @eqx.filter_jit
+    def losses_and_slopes(keys):
+        one = eqx.filter_value_and_grad(maml.meta_loss)
+        values, gradients = eqx.filter_vmap(lambda key: one(learner, draw(key)))(keys)
+        return values, gradients.inner.rate.value
+
+    losses, slopes = losses_and_slopes(jax.random.split(jax.random.key(0), 40_000))
+    for measured, expected in ((losses, 2 * risk), (slopes, 0.0)):
+        error = float(jnp.std(measured)) / 200
+        assert abs(float(jnp.mean(measured)) - expected) < 4 * error
+        assert error < 0.1  # the slope's own slope is 20 or more, so this is the best rate to half a per cent
+
+
 def test_sum_over_shot_is_the_mean_at_way_times_the_rate():
     """Catches a reduction that divides by the wrong count: T7, exact for the meta-loss and its gradient."""
     task = classification(jax.random.key(1), way=3)
@@ -454,3 +496,24 @@ def test_bad_input(make, error, message):
     """Catches mistakes that train to a wrong number in silence, or fail far from their cause."""
     with pytest.raises(error, match=message):
         make()
+
+
+def test_annealing_from_first_to_second_order_is_two_phases():
+    """Catches a second phase that starts the optimiser afresh, or an adjoint that changes the learner's arrays."""
+    outer = mk.train.adam(1e-2, schedule="constant")
+    learner = maml.mamlpp(plain_classifier().model, rate=0.3, num_steps=2)
+
+    def phase(state, adjoint):
+        state = mk.train.with_learner(state, maml.with_adjoint(state.learner, adjoint))
+        return mk.train.run_steps(maml, outer, state, classification, num_steps=3, meta_batch=2)
+
+    first_order, second_order = mk.inner.FirstOrder(), mk.inner.Unrolled()
+    finals = []
+    for adjoints in ([first_order, second_order], [first_order, first_order]):
+        state = mk.train.init(learner, outer, key=jax.random.key(0))
+        for adjoint in adjoints:
+            state, diagnostics = phase(state, adjoint)
+            assert diagnostics.finite.all()
+        assert int(state.step) == 6
+        finals.append(state.learner.model.head.weight)
+    assert jnp.abs(finals[0] - finals[1]).max() > 1e-6

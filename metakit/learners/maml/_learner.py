@@ -125,7 +125,7 @@ def with_adjoint(learner: MAML, adjoint: AbstractAdjoint) -> MAML:
 
     MAML++'s annealing from first to second order is two phases of training: the first with
     `with_adjoint(learner, mk.inner.FirstOrder())`, the second with `with_adjoint(learner, mk.inner.Unrolled())`. No
-    array changes, so the optimiser's state carries over; each phase compiles once.
+    array changes, so `mk.train.with_learner` carries the optimiser's state over; each phase compiles once.
 
     **Arguments:** `learner`; `adjoint`, any of `mk.inner`.
 
