@@ -47,3 +47,12 @@ class MetaLearner(NamedTuple):
     adapt: Callable[..., Any]
     predict: Callable[..., Any]
     meta_loss: Callable[..., Any]
+
+
+def require_algorithm(algorithm: Any) -> None:
+    """A `TypeError` for something that is no algorithm; usually it is a learner."""
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(
+            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module such as "
+            "mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
+        )

@@ -16,7 +16,8 @@ def _as_array(value: Any, name: str) -> Any:
         if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
             raise ValueError(
                 f"{name} is float64, but JAX keeps 32 bits here and would drop half of them silently. "
-                f"Convert it with {name}.astype('float32'), or call jax.config.update('jax_enable_x64', True) first."
+                f"Convert it with jnp.asarray({name}, jnp.float32), or call jax.config.update('jax_enable_x64', True) "
+                "first."
             )
         value = jnp.asarray(value)
     return value

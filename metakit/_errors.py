@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
@@ -16,3 +17,12 @@ def nearest(name: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(known)}."
+
+
+def require_option(argument: str, value: Any, options: Iterable[str]) -> None:
+    """A `ValueError` that names the argument and the closest option.
+
+    >>> require_option("distance", "cosine", ("cosine", "squared_euclidean"))
+    """
+    if value not in options:
+        raise ValueError(f"{argument}={value!r} is not known. {nearest(str(value), options)}")

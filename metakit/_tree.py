@@ -30,6 +30,11 @@ def tree_bytes(tree: Any) -> int:
     )
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds random keys, which have no bytes to compare or to save as they are."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def inexact_leaves(tree: Any) -> list[Array]:
     """The floating-point arrays of a tree, in flattening order."""
     return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]

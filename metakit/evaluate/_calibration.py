@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from metakit._algorithm import require_algorithm
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
-from ._scores import require_algorithm, scores_of
+from ._scores import scores_of
 
 
 class Calibration(NamedTuple):

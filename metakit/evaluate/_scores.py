@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from metakit import random
-from metakit._algorithm import Algorithm
+from metakit._algorithm import require_algorithm
 from metakit._compile import compiled
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
@@ -103,15 +103,6 @@ def scores_of(
 
 def _traced(*trees: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
-
-
-def require_algorithm(algorithm: Any) -> None:
-    if not isinstance(algorithm, Algorithm):
-        raise TypeError(
-            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a "
-            "module such as "
-            "mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
-        )
 
 
 def _score_task(algorithm: Any, metrics: Mapping[str, Any], learner: Any, task: Any, key: Any) -> dict[str, Any]:

@@ -1,17 +1,8 @@
 """Checks of a metric learner's fields."""
 
-from typing import Any
-
 from jaxtyping import ArrayLike
 
-from metakit._errors import nearest
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter
-
-
-def require_option(argument: str, value: Any, options: tuple[str, ...]) -> None:
-    """A `ValueError` that names the argument and the closest option."""
-    if value not in options:
-        raise ValueError(f"{argument}={value!r} is not known. {nearest(str(value), options)}")
 
 
 def scalar(argument: str, value: Hyperparameter | ArrayLike) -> Hyperparameter:

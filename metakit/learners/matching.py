@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from metakit import losses
 from metakit._episode import Episode, Examples
+from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
@@ -21,7 +22,7 @@ from . import _distances
 from ._context import FullContext as FullContext
 from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support
 from ._labels import membership, nan_unless_classes, require_labels
-from ._options import require_option, scalar
+from ._options import scalar
 
 _SIMILARITIES = ("cosine", "squared_euclidean")
 

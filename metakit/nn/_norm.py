@@ -105,8 +105,7 @@ class PerStepNorm(eqx.Module):
 
     **Arguments:**
 
-    - `num_steps`: how many sets of parameters; the query is judged with those after the last step, so
-      `num_steps` inner steps need `num_steps + 1`.
+    - `num_steps`: how many sets of parameters: one for each inner step. The query is judged with the last.
     - `channels`, `eps`: as in `BatchStatNorm`.
 
     A call uses the parameters of step 0; `at_step(model, i)` picks another step's.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from metakit._algorithm import Algorithm
+from metakit._algorithm import require_algorithm
 from metakit._typecheck import typed
 from metakit._types import Scalar
 
@@ -48,11 +48,7 @@ class Problem(NamedTuple):
 
 
 def take_apart(algorithm: Any, learner: Any, tasks: Any, keys: Any, trainable: Any) -> Problem:
-    if not isinstance(algorithm, Algorithm):
-        raise TypeError(
-            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a "
-            "module such as mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
-        )
+    require_algorithm(algorithm)
     inexact = jax.tree.map(eqx.is_inexact_array, learner)
     mask = inexact if trainable is None or trainable is True else trainable
     if jax.tree.structure(mask) != jax.tree.structure(learner):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from metakit._tree import is_key
 from metakit._typecheck import typed
 
 from ._errors import CheckpointError
@@ -190,17 +190,12 @@ class Checkpoints:
                 raise CheckpointError(
                     f"The checkpoint in {self.folder} does not fit the template: {name}{path} is "
                     f"{_words(before.get(path))} there and {_words(now.get(path))} here. Build the learner, "
-                    "the "
-                    "optimiser and the precision (float32 or float64) as they were when the run began."
+                    "the optimiser and the precision (float32 or float64) as they were when the run began."
                 )
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _raw(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def _numbered(tree: Any) -> dict[str, Any]:
@@ -233,8 +228,7 @@ def _from_arrays(arrays: dict[str, Any], template: Any) -> Any:
         saved = arrays.get(f"{position:05d}")
         position += 1
         if saved is not None:
-            is_key = _is_key(leaf)
-            leaves[i] = jax.random.wrap_key_data(saved, impl=jax.random.key_impl(leaf)) if is_key else saved
+            leaves[i] = jax.random.wrap_key_data(saved, impl=jax.random.key_impl(leaf)) if is_key(leaf) else saved
     return jax.tree.unflatten(structure, leaves)
 
 

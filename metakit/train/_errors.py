@@ -23,14 +23,10 @@ class NonFiniteLossError(FloatingPointError):
         self.state = state
         super().__init__(
             f"Step {step} is not finite: loss {loss}, gradient norm {gradient_norm}. It was not applied; "
-            "error.state "
-            "is the last good state, and checkpoints already written are intact. Likely causes and what to "
-            "try: an "
-            "outer rate that is too high (lower it, or clip: mk.train.adam(rate, clip_norm=10.0)); an inner "
-            "rate that "
-            "makes adaptation diverge (lower it); an adaptive inner optimiser without eps_root (give it "
-            "1e-8: the "
-            "derivative of a square root at 0 is infinite); NaN in the data (mk.check_values)."
+            "error.state is the last good state, and checkpoints already written are intact. Likely causes and what to "
+            "try: an outer rate that is too high (lower it, or clip: mk.train.adam(rate, clip_norm=10.0)); an inner "
+            "rate that makes adaptation diverge (lower it); an adaptive inner optimiser without eps_root (give it "
+            "1e-8: the derivative of a square root at 0 is infinite); NaN in the data (mk.check_values)."
         )
 
 
@@ -59,8 +55,7 @@ class ConfigChangedError(CheckpointError):
         listed = "; ".join(f"{name}: was {old!r}, now {new!r}" for name, (old, new) in changes.items())
         super().__init__(
             f"The run in {folder} was started with another configuration ({listed}). Use the recorded values "
-            "to resume "
-            "it, or another folder to start a new run."
+            "to resume it, or another folder to start a new run."
         )
 
 

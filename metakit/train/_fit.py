@@ -186,8 +186,7 @@ def _dispatch_size(num_steps: int, steps_per_dispatch: int | None, **periods: in
         listed = ", ".join(f"{name}={count}" for name, count in counts.items())
         raise ValueError(
             f"steps_per_dispatch={steps_per_dispatch} must divide {listed}, so that each falls on the end of "
-            "a dispatch. "
-            f"Use a divisor of {common}, or leave it out."
+            f"a dispatch. Use a divisor of {common}, or leave it out."
         )
     return steps_per_dispatch
 

@@ -22,8 +22,7 @@ def open_record(folder: pathlib.Path, config: Mapping[str, Any] | None) -> dict[
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(
                 f"{folder} is not a folder of checkpoints: it holds no {_RECORD}. Name a new or empty folder "
-                "to start a "
-                "run, or the folder of a run to resume it."
+                "to start a run, or the folder of a run to resume it."
             )
         if config is None:
             raise CheckpointError(
@@ -59,8 +58,7 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"config[{name!r}] is {value!r}, which JSON cannot hold ({error}). Use numbers, strings, "
-                "booleans, None, "
-                "lists and mappings."
+                "booleans, None, lists and mappings."
             ) from error
     return json.loads(json.dumps(dict(config)))
 
@@ -89,7 +87,6 @@ def room_needed(folder: pathlib.Path) -> Iterator[None]:
             raise
         message = (
             f"No space left to save a checkpoint in {folder}. Those already there are intact; free some "
-            "space, or keep "
-            "fewer (max_to_keep), and run again to resume."
+            "space, or keep fewer (max_to_keep), and run again to resume."
         )
         raise DiskFullError(errno.ENOSPC, message) from error

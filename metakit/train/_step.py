@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from metakit import random
 from metakit._compile import compiled
-from metakit._tree import all_finite, global_norm
+from metakit._tree import all_finite, global_norm, is_key
 from metakit._typecheck import typed
 from metakit.sharding import map_tasks, meta_gradient, num_tasks, replicate
 
@@ -118,13 +118,9 @@ def _choose(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
         return jnp.where(finite, a, b) if eqx.is_array(a) else a
 
     # The key never changes, and everything that is not an array is the same in both.
-    arrays_new, static = eqx.partition(new, lambda leaf: eqx.is_array(leaf) and not _is_key(leaf))
-    arrays_old = eqx.filter(old, lambda leaf: eqx.is_array(leaf) and not _is_key(leaf))
+    arrays_new, static = eqx.partition(new, lambda leaf: eqx.is_array(leaf) and not is_key(leaf))
+    arrays_old = eqx.filter(old, lambda leaf: eqx.is_array(leaf) and not is_key(leaf))
     return eqx.combine(jax.tree.map(pick, arrays_new, arrays_old), static)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 @compiled

@@ -7,14 +7,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from metakit import losses
+from metakit import losses, nn
 from metakit._episode import Episode, Examples
 from metakit._types import Scalar
 from metakit.inner import Solution
 from metakit.inner.select import intersection, partition
 
 from ._learner import MAML
-from ._norm import freeze_on, not_statistics, resolve_step
+from ._norm import not_statistics
 
 
 class InnerArgs(eqx.Module):
@@ -43,7 +43,7 @@ def _objective(params: Any, args: InnerArgs, step: Array) -> Scalar:
 def support_loss(learner: MAML, model: Any, support: Examples, step: Array) -> Scalar:
     """The inner loss of a model at a step, reduced as the learner says."""
     check_targets(learner.loss, support, "support")
-    outputs = resolve_step(model, step)(support.x)
+    outputs = nn.at_step(model, step)(support.x)
     check_way(outputs, support.way)
     if learner.reduction == "mean":
         return learner.loss(outputs, support.y, reduction="mean")
@@ -66,8 +66,8 @@ def query_loss(learner: MAML, model: Any, task: Episode, step: Array) -> Scalar:
 
 def evaluation_model(learner: MAML, model: Any, support_x: Array, step: Array) -> Any:
     """The model as it predicts: norm layers of the given step, under the learner's policy."""
-    model = resolve_step(model, step)
-    return model if learner.norm_policy == "transductive" else freeze_on(model, support_x)
+    model = nn.at_step(model, step)
+    return model if learner.norm_policy == "transductive" else nn.freeze_statistics(model, support_x)
 
 
 def check_way(outputs: Array, way: int | None) -> None:

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, ArrayLike, Float
 
 from metakit import losses
-from metakit._errors import nearest
+from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
@@ -86,8 +86,8 @@ class MAML(eqx.Module):
         _check_model(model)
         _check_instance("inner", inner, AbstractSolver, "mk.inner.SGD(0.4)")
         _check_instance("adjoint", adjoint, AbstractAdjoint, "mk.inner.Unrolled()")
-        _check_option("reduction", reduction, ["mean", "sum/shot"])
-        _check_option("norm_policy", norm_policy, ["transductive", "inductive"])
+        require_option("reduction", reduction, ["mean", "sum/shot"])
+        require_option("norm_policy", norm_policy, ["transductive", "inductive"])
         selection.partition(model, select)  # for its errors
         check_steps(inner, num_steps)
         self.model = model
@@ -203,11 +203,6 @@ def _check_model(model: Any) -> None:
 def _check_instance(name: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be an mk.inner.{kind.__name__}, such as {example}; got {type(value).__name__}.")
-
-
-def _check_option(name: str, value: str, options: list[str]) -> None:
-    if value not in options:
-        raise ValueError(f"{name}={value!r} is not known. {nearest(str(value), options)}")
 
 
 def _weights(weights: Hyperparameter | ArrayLike, num_steps: int) -> Hyperparameter:

@@ -1,22 +1,11 @@
-"""Batch norm in the inner loop: which step's parameters, whose statistics, and what never adapts."""
+"""Batch norm in the inner loop: what never adapts."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array
 
 from metakit import nn
-
-
-def resolve_step(model: Any, step: Array) -> Any:
-    """The model with every per-step norm resolved to one step; other models pass through."""
-    return nn.at_step(model, step)
-
-
-def freeze_on(model: Any, x: Array) -> Any:
-    """The model with its batch statistics frozen on `x`."""
-    return nn.freeze_statistics(model, x)
 
 
 def not_statistics(model: Any) -> Any:
