@@ -73,6 +73,13 @@ def test_ten_thousand_test_tasks_take_under_three_seconds():
     assert time.perf_counter() - start < 3.0
 
 
+def test_meta_gradients_are_those_of_the_closed_form():
+    """Catches a second order that is only nearly right."""
+    errors = example("meta_gradient").main()
+    assert len(errors) == 3
+    assert max(errors.values()) < 1e-8
+
+
 def test_the_learned_inner_rate_is_the_closed_form_optimum():
     """Catches a hypergradient of the inner rate that is wrong by a factor or drops a term."""
     rate, optimum = example("learned_rate").main(steps=1500)

@@ -296,7 +296,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, ca
     assert main([*LINEAR, "--run", str(folder), "--rate", "1e30", "--steps", "8", "--validate-every", "2"]) == 1
     said = re.sub(r"\s+", " ", "".join(capsys.readouterr()))
     assert re.search(r"Step \d is not finite", said)
-    assert "checkpoints before it are in" in said
+    # Only if there are any: here the first dispatch fails already.
+    assert ("checkpoints before it are in" in said) == any((folder / "checkpoints").glob("[0-9]*"))
 
 
 def test_output_is_plain_when_it_is_not_a_terminal(tmp_path, capsys):
