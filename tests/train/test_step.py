@@ -298,7 +298,7 @@ def test_float32_stays_float32():
         (lambda: start(trainable=lambda learner: jax.tree.map(lambda _: False, learner)), "nothing to train"),
         (
             lambda: start(learner={"n": jnp.arange(2)}, trainable=lambda learner: {"n": True}),
-            r"learner\['n'\], which is an array of int64\[\]",
+            r"learner\['n'\], which is an array of int64\[2\]",
         ),
         (
             lambda: mk.train.step(POINT, SGD, start(SGD), {"a": jnp.ones(2), "b": jnp.ones(3)}),
