@@ -61,7 +61,7 @@ def test_a_run_folder_holds_what_was_promised(linear_run):
     assert "oracle: Bayes posterior mean" in report
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "prototypical"])
+@pytest.mark.parametrize("algorithm", [pytest.param("maml", marks=pytest.mark.slow), "prototypical"])
 def test_images_train_and_report_baselines(tmp_path, algorithm):
     """Catches an image run without its episode picture, its batch-norm policy, or either baseline."""
     assert main(["train", algorithm, "--smoke", "--no-compilation-cache", "--run", str(tmp_path / "run")]) == 0
@@ -73,7 +73,14 @@ def test_images_train_and_report_baselines(tmp_path, algorithm):
     assert "sha256" in report
 
 
-@pytest.mark.parametrize("algorithm", ["fomaml", "anil", "boil", "meta-sgd", "mamlpp", "matching"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "mamlpp",
+        "matching",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fomaml", "anil", "boil", "meta-sgd")),
+    ],
+)
 def test_every_algorithm_has_a_preset_that_runs(tmp_path, algorithm):
     """Catches a registry row that builds a learner wrongly."""
     assert main(["train", algorithm, *LINEAR[2:], "--run", str(tmp_path / "run")]) == 0

@@ -29,7 +29,8 @@ class Row(NamedTuple):
     - `meta_gradient`: `None` where the gradient is exact; else `(learner, task) -> (leaves, expected)`, the
       identity that it satisfies instead.
     - `random`: whether the three functions need a key.
-    - `slow`: a configuration of a learner that other rows hold already; only CI's slow run takes it.
+    - `slow`: a configuration of a learner that other rows hold already, or minutes of compilation; only CI's slow
+      run takes it.
     """
 
     name: str
@@ -150,6 +151,7 @@ ROWS = [
         images,
         accuracy,
         no_steps,
+        slow=True,
     ),
     Row("fomaml", maml, regressor(maml.fomaml, inner=sgd, num_steps=3), sinusoid, error, no_steps, first_order),
     Row("anil", maml, regressor(maml.anil, inner=sgd, num_steps=3), sinusoid, error, no_steps, slow=True),
