@@ -211,7 +211,8 @@ def run_steps(
     r"""Many steps in one compiled call, drawing the tasks on the device.
 
     Task $t$ of step $s$ comes from a key folded from the run's key, $s$ and $t$ alone. So the learner does
-    not depend on how steps are grouped into calls, and, up to rounding, on how many devices share the tasks.
+    not depend on how steps are grouped into calls (of two or more, to the bit: XLA does away with a loop of one),
+    and, up to rounding, on how many devices share the tasks.
 
     **Arguments:**
 
