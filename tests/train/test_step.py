@@ -67,7 +67,7 @@ def test_grouping_steps_into_calls_changes_no_bit(grouping):
 def test_calls_of_one_step_differ_by_rounding_at_most():
     """Catches the same. XLA does away with a loop of one step, so its fused arithmetic may round otherwise.
 
-    Six Adam steps of 1e-2 near 1 in float64: a few units in the last place, 2e-16, are 1e-13 at the very most.
+    Six Adam steps of 0.1 near 1 in float64: a few units in the last place, 2e-16, are 1e-13 at the very most.
     """
     state, expected = grouped([1] * 6), grouped([6])
     assert int(state.step) == int(expected.step) == 6
