@@ -48,8 +48,9 @@ def network_problem():
     return objective, params, args
 
 
-def directional_difference(function, tree, direction, h=3e-5):
-    """Fourth-order central difference: truncation (h⁴) and rounding (1e-16 / h) are both below 1e-10 here."""
+def directional_difference(function, tree, direction, h=1e-5):
+    """Fourth-order central difference. Rounding (1e-16 / h relative) stays below 2e-9 here; truncation (h⁴) grows
+    fastest for a rate of 0.01 over ten momentum steps, 2.8e-6, 2.3e-8 and 2.8e-10 at h = 1e-4, 3e-5 and 1e-5."""
 
     def at(scale):
         return function(jax.tree.map(lambda leaf, d: leaf + scale * d, tree, direction))
