@@ -17,9 +17,9 @@ _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_
 def compiler_options() -> dict[str, str]:
     """Options for `jax.jit` under which convolutional networks run faster on the default platform.
 
-    On a CPU, XLA's usual choice for a convolution runs on one core; these options choose another that uses all of
-    them (1.4 to 1.6 times faster training steps on 2 cores). Elsewhere, and where this JAX does not know the option,
-    there are none. `mk.train` and `mk.evaluate` use them; pass them to an outermost `jit` of your own.
+    On a CPU, XLA's usual choice for a convolution keeps one core busy; these options choose another that uses all of
+    them. Elsewhere, and where this JAX does not know the option, there are none. `mk.train` and `mk.evaluate` use
+    them; pass them to an outermost `jit` of your own.
 
     **Returns:** a dictionary for `compiler_options`, possibly empty.
 
