@@ -1,5 +1,8 @@
 """Pooling whose gradient is cheap."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -7,19 +10,31 @@ from metakit._typecheck import typed
 
 
 def max_pool_last(x: Array, size: int) -> Array:
-    """Windows of `[..., h, w, c]`, by selects rather than `jnp.maximum`.
+    """Windows of `[..., h, w, c]`: first which entry is largest, then that entry, chosen by its number.
 
     The derivative of a maximum tests `x == max(x, y)`; XLA may recompute `x` with other rounding, and the gradient of a
-    window is then lost under `jit(vmap)`. A select sends all of it to one side. NaN is kept, as a maximum would.
+    window is then lost under `jit(vmap)`. A choice by number sends all of it to one entry, and the numbers, one byte
+    each, are all that the backward pass reads. NaN is kept, as a maximum would.
     """
     height, width = x.shape[-3] // size, x.shape[-2] // size
-    pooled = None
-    for i in range(size):
-        for j in range(size):
-            window = x[..., i : i + size * (height - 1) + 1 : size, j : j + size * (width - 1) + 1 : size, :]
-            pooled = window if pooled is None else jnp.where((window > pooled) | jnp.isnan(window), window, pooled)
-    assert pooled is not None
-    return pooled
+    entries = [
+        x[..., i : i + size * (height - 1) + 1 : size, j : j + size * (width - 1) + 1 : size, :]
+        for i in range(size)
+        for j in range(size)
+    ]
+    index, _ = _largest(list(enumerate(jax.lax.stop_gradient(entries))))
+    return jax.lax.select_n(index, *entries)
+
+
+def _largest(entries: list[tuple[Any, Array]]) -> tuple[Array, Array]:
+    """The number and the value of the largest entry, by halves."""
+    if len(entries) == 1:
+        number, value = entries[0]
+        return jnp.broadcast_to(jnp.asarray(number, jnp.int32), value.shape), value
+    half = len(entries) // 2
+    (i, a), (j, b) = _largest(entries[:half]), _largest(entries[half:])
+    first = (a >= b) | jnp.isnan(a)
+    return jnp.where(first, i, j), jnp.where(first, a, b)
 
 
 @typed

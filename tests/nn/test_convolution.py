@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from metakit.nn import _convolution_maps as maps
 from metakit.nn._convolution import convolve
 
 # image, kernel, stride, padding: (image height, width), (kernel height, width), ...
@@ -168,16 +167,6 @@ def test_adaptation_in_a_scan_over_tasks(geometry):
         return lax.scan(step, jnp.zeros(()), x)[0]
 
     close(*(jax.grad(looped)(w, adapted_loss(f(geometry))) for f in (ours, laxs)))
-
-
-@pytest.mark.parametrize("n", [1, 5, 8])
-def test_weight_gradient_by_groups(monkeypatch, n):
-    """The last, smaller group of images forgotten, or counted twice."""
-    geometry = maps.Geometry((5, 5), (3, 3), (1, 1), ((1, 1), (1, 1)))
-    x, g = draw(n, 5, 5, 2), draw(n, 5, 5, 3, seed=1)
-    at_once = maps.weight_gradient(x, g, geometry)
-    monkeypatch.setattr(maps, "_PATCHES_IN_CACHE", 3 * 25 * 9 * 2)  # three images a group
-    close(maps.weight_gradient(x, g, geometry), at_once)
 
 
 def grouped(text):
