@@ -1,6 +1,7 @@
 """Networks: modules that map one batch, and stay fast when every task has its own weights."""
 
 from ._batched import Batched as Batched, batched as batched
+from ._conv1d import Conv1d as Conv1d
 from ._conv2d import Conv2d as Conv2d
 from ._conv4 import (
     Conv4 as Conv4,

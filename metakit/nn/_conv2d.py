@@ -1,20 +1,15 @@
 """Convolution layer on batches of images."""
 
-from typing import Literal, TypeAlias
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._errors import nearest
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
 from ._convolution import convolve
 from ._initialisers import Initialiser, xavier_uniform
-
-Padding: TypeAlias = Literal["SAME", "VALID"] | int | tuple[tuple[int, int], tuple[int, int]]
+from ._padding import Padding, check_padding, check_sizes, pads
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -67,15 +62,8 @@ class Conv2d(eqx.Module):
         key: PRNGKey,
     ):
         kernel = _pair(kernel_size)
-        if min(in_channels, out_channels, *kernel, *_pair(stride)) < 1:
-            raise ValueError(
-                "in_channels, out_channels, kernel_size and stride must be at least 1, got "
-                f"{in_channels}, {out_channels}, {kernel_size} and {stride}."
-            )
-        if isinstance(padding, str) and padding not in ("SAME", "VALID"):
-            raise ValueError(f"padding={padding!r} is not known. {nearest(padding, ['SAME', 'VALID'])}")
-        if not isinstance(padding, str) and min(jax.tree.leaves(padding)) < 0:
-            raise ValueError(f"padding must be at least 0 on every side, got {padding}.")
+        check_sizes(in_channels, out_channels, kernel, _pair(stride))
+        check_padding(padding, 2)
         area = kernel[0] * kernel[1]
         self.weight = weight_init(key, (*kernel, in_channels, out_channels), area * in_channels, area * out_channels)
         self.bias = jnp.zeros((out_channels,), self.weight.dtype) if use_bias else None
@@ -97,22 +85,6 @@ class Conv2d(eqx.Module):
                 f"this Conv2d takes {self.weight.shape[2]} channels, got {x.shape[-1]} in images of "
                 f"{list(x.shape[1:3])}. Images are [n, channels, height, width] in metakit."
             )
-        padding = self._padding((x.shape[1], x.shape[2]))
-        kernel = self.weight.shape[:2]
-        if any(size + sum(pad) < k for size, pad, k in zip(x.shape[1:3], padding, kernel, strict=True)):
-            raise ValueError(f"images of {list(x.shape[1:3])} are smaller than the kernel {list(kernel)}.")
-        y = convolve(x, self.weight, stride=self.stride, padding=padding)
+        top_bottom, left_right = pads(self.padding, x.shape[1:3], self.weight.shape[:2], self.stride)
+        y = convolve(x, self.weight, stride=self.stride, padding=(top_bottom, left_right))
         return y if self.bias is None else y + self.bias[None, None, None]
-
-    def _padding(self, image: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        if isinstance(self.padding, tuple):
-            return self.padding
-        if isinstance(self.padding, int):
-            return ((self.padding, self.padding), (self.padding, self.padding))
-        if self.padding == "VALID":
-            return ((0, 0), (0, 0))
-        pads = []
-        for size, kernel, stride in zip(image, self.weight.shape[:2], self.stride, strict=True):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads.append((total // 2, total - total // 2))
-        return (pads[0], pads[1])

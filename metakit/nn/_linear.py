@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
+from ._dense import dense
 from ._initialisers import Initialiser, he_normal
 
 
@@ -47,7 +48,7 @@ class Linear(eqx.Module):
                 f"this Linear takes x of [n, {self.weight.shape[0]}], got {list(x.shape)}. "
                 "Flatten or reshape the features first."
             )
-        return x @ self.weight + self.bias[None]
+        return dense(x, self.weight) + self.bias[None]
 
 
 class MLP(eqx.Module):
