@@ -14,7 +14,7 @@ from metakit.inner import SGD
 from metakit.learners import maml, matching, prototypical
 from metakit.tasks import ImagePool
 
-from ._config import DATA, REGRESSION, Settings, UsageError, option
+from ._config import DATA, EVERY_CORE, REGRESSION, Settings, UsageError, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,9 @@ ALGORITHMS = {
     "prototypical": Entry(prototypical, _prototypical, "Prototypical Networks (Snell et al. 2017)", False, False),
 }
 
-_IMAGES = {"way": 5, "shot": 1, "seed": 0, "devices": 1, "scale": 1.0, "schedule": "cosine", "inner_rate": 1.0}
+_IMAGES = {"way": 5, "shot": 1, "seed": 0, "scale": 1.0, "schedule": "cosine", "inner_rate": 1.0}
 _GRADIENT = _IMAGES | {
+    "devices": EVERY_CORE,
     "queries": 3,
     "test_queries": 5,
     "steps": 1200,
@@ -93,6 +94,7 @@ _GRADIENT = _IMAGES | {
     "test_tasks": 600,
 }
 _METRIC = _IMAGES | {
+    "devices": 1,
     "way": 20,
     "test_way": 5,
     "queries": 3,

@@ -105,7 +105,8 @@ def as_command(chosen: Settings) -> str:
     words = ["metakit", "train", chosen.algorithm, *(["--data", chosen.data] if chosen.data != DEFAULT_DATA else [])]
     for field in dataclasses.fields(Settings):
         value = getattr(chosen, field.name)
-        if value != getattr(usual, field.name):
+        # How many cores there are is not the preset's to say.
+        if value != getattr(usual, field.name) or (field.name == "devices" and value > 1):
             words += [option(field.name), str(value)]
     return shlex.join([*words, *smoke])
 

@@ -20,6 +20,7 @@ from . import _pictures
 from ._assess import assess, by_inner_steps, metric_of, test_learner
 from ._config import DEFAULT_DATA, Settings, Train, explicit, settings
 from ._data import Data, load
+from ._devices import offer
 from ._display import Display
 from ._presets import ALGORITHMS, build_learner, check_given, preset
 from ._report import as_command, as_record, report, show_table
@@ -32,6 +33,7 @@ def run(options: Train, console: Console) -> int:
     """Train, test and report; returns the exit status."""
     if options.resume is None:
         chosen = settings(options, preset(options.algorithm, options.data or DEFAULT_DATA))
+        offer(chosen.devices)
         check_given(explicit(options), chosen)
         # Before the folder is made: a wrong path or option leaves nothing behind.
         data = load(chosen, download=options.download)
@@ -39,6 +41,7 @@ def run(options: Train, console: Console) -> int:
         folder = create(options, chosen)
     else:
         folder, chosen = resume(options)
+        offer(chosen.devices)
         data = load(chosen, download=options.download)
     console.print(f"{ALGORITHMS[chosen.algorithm].about} on {data.about}", highlight=False)
     console.print(f"run folder: {folder.path}", highlight=False)

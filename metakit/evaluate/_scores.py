@@ -39,16 +39,18 @@ def _choose_chunk(chunk: Any, sampler: Any, key: Any, mesh: Mesh | None) -> Any:
     return max(1, min(_NUMBERS_AT_ONCE // max(size, 1), most))
 
 
+def _draw_and_use(function: Any, sampler: Any, task_key: Any) -> Any:
+    draw_key, use_key = jax.random.split(task_key)
+    return function(sampler(draw_key), use_key)
+
+
 @compiled
 def _jit_scores(function, sampler, key, num_tasks, mesh, chunk):
     devices = 1 if mesh is None else mesh.size
     # Rounded up so that the devices share evenly; the surplus are real tasks, further along the same stream.
     keys = random.task_keys(key, 0, -(-num_tasks // devices) * devices)
 
-    def one(task_key):
-        draw_key, use_key = jax.random.split(task_key)
-        return function(sampler(draw_key), use_key)
-
+    one = eqx.Partial(_draw_and_use, function, sampler)
     outputs = map_tasks(one, keys, mesh=mesh, chunk=_choose_chunk(chunk, sampler, key, mesh))
     outputs = jax.tree.map(lambda leaf: leaf[:num_tasks] if eqx.is_array(leaf) else leaf, outputs)
     if mesh is not None:  # a few numbers a task: every host gets all of them

@@ -6,7 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from metakit._typecheck import typed
 
@@ -22,7 +22,8 @@ def map_tasks(function: Callable[..., Any], *batched: Any, mesh: Mesh | None = N
 
     **Arguments:**
 
-    - `function`: takes one task's arguments and returns any PyTree; it may close over a learner.
+    - `function`: takes one task's arguments and returns any PyTree. Arrays that live on a mesh (a learner, a pool of
+      images) must be its leaves, as in a module or `eqx.Partial(function, learner)`; a closure's are out of reach.
     - `*batched`: its arguments, each with a leading task axis on every array.
     - `mesh`: devices to spread the tasks over, from `task_mesh`; `None` (the default) is no spreading.
     - `chunk`: how many tasks of a device run at once, as in `meta_gradient`.
@@ -37,28 +38,32 @@ def map_tasks(function: Callable[..., Any], *batched: Any, mesh: Mesh | None = N
     [0.0, 2.0, 4.0]
     """
     arrays, static = eqx.partition(batched, eqx.is_array)
+    own_arrays, own_static = eqx.partition(function, eqx.is_array)
     count = num_tasks(arrays)
     rest: list[Any] = []  # what the outputs hold beside arrays, the same for every task
 
-    def one(*task):
-        output, other = eqx.partition(function(*eqx.combine(task, static)), eqx.is_array)
-        rest[:] = [other]
-        return output
+    def all_of(own_arrays, arrays, size):
+        def one(*task):
+            applied = eqx.combine(own_arrays, own_static)(*eqx.combine(task, static))
+            output, other = eqx.partition(applied, eqx.is_array)
+            rest[:] = [other]
+            return output
 
-    def some(tasks):
-        return None, each_task(one, tasks, num_tasks(tasks))
+        return fold_chunks(lambda some: (None, each_task(one, some, num_tasks(some))), None, arrays, size)[1]
 
     if mesh is None:
         size = choose_chunk(chunk, count, arrays, jax.default_backend())
-        outputs = fold_chunks(some, None, arrays, size)[1]
+        outputs = all_of(own_arrays, arrays, size)
     else:
         require_divisible(count, mesh)
         size = choose_chunk(chunk, count // mesh.size, arrays, mesh.devices.flat[0].platform)
-        spread = tasks_spec(mesh)
+        everywhere, spread = PartitionSpec(), tasks_spec(mesh)
 
-        @partial(jax.shard_map, mesh=mesh, in_specs=(spread,), out_specs=spread, check_vma=False)
-        def local(arrays):
-            return fold_chunks(some, None, arrays, size)[1]
+        # The function's arrays enter as arguments: those of a mesh that come in by closure still have its type there,
+        # and indexing them fails.
+        @partial(jax.shard_map, mesh=mesh, in_specs=(everywhere, spread), out_specs=spread, check_vma=False)
+        def local(own_arrays, arrays):
+            return all_of(own_arrays, arrays, size)
 
-        outputs = local(enter(arrays, mesh, spread))
+        outputs = local(enter(own_arrays, mesh, everywhere), enter(arrays, mesh, spread))
     return eqx.combine(outputs, rest[0])
