@@ -25,6 +25,6 @@ from ._hyperparameter import (
     learned as learned,
     trainable as trainable,
 )
-from .learners import maml as maml, matching as matching, prototypical as prototypical
+from .learners import maml as maml, mann as mann, matching as matching, prototypical as prototypical, snail as snail
 
 __version__ = _version("metakit")

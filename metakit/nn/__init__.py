@@ -1,6 +1,13 @@
 """Networks: modules that map one batch, and stay fast when every task has its own weights."""
 
 from ._batched import Batched as Batched, batched as batched
+from ._causal import (
+    AbstractCausalLayer as AbstractCausalLayer,
+    CausalSequence as CausalSequence,
+    SequenceCache as SequenceCache,
+    rewind as rewind,
+)
+from ._causal_attention import CausalAttention as CausalAttention
 from ._conv1d import Conv1d as Conv1d
 from ._conv2d import Conv2d as Conv2d
 from ._conv4 import (
@@ -29,3 +36,8 @@ from ._norm import (
 )
 from ._pool import max_pool2d as max_pool2d
 from ._recurrent import AttLSTM as AttLSTM, BiLSTM as BiLSTM, LSTMCell as LSTMCell
+from ._temporal import (
+    CausalConv1d as CausalConv1d,
+    CausalDense as CausalDense,
+    TemporalConvolution as TemporalConvolution,
+)

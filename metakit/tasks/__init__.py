@@ -14,6 +14,7 @@ from ._linear import (
 )
 from ._omniglot import omniglot as omniglot
 from ._pool import ImagePool as ImagePool, fingerprint as fingerprint, rotated as rotated, subset as subset
+from ._sequences import Sequences as Sequences
 from ._sinusoid import (
     Sinusoid as Sinusoid,
     sinusoid_nonadaptive as sinusoid_nonadaptive,

@@ -80,30 +80,14 @@ class Episodes(eqx.Module):
         shuffle: bool = False,
         augment: Callable[..., Any] | None = None,
     ):
-        total = len(pool.names)
-        if not 1 <= way <= total:
-            raise ValueError(
-                f"way must lie in 1..{total}, the number of classes in the pool, got {way}. Draw fewer "
-                "classes, or use a pool with more (rotated(pool) has four times as many)."
-            )
+        require_classes(pool, way)
         shots = _per_label(shot, way, "shot", least=1)
         wanted = _per_label(queries, way, "queries", least=0 if isinstance(queries, tuple) else 1)
         if sum(wanted) == 0:
             raise ValueError("queries must ask for at least one query image, got only zeros.")
         # Any class may get any label, so each must be able to fill the largest.
-        needed, counts = max(s + q for s, q in zip(shots, wanted, strict=True)), np.asarray(pool.counts)
-        if counts.min() < needed:
-            fewest = int(counts.argmin())
-            raise ValueError(
-                f"shot + queries must not exceed the images of any class: {needed} were asked for, but class "
-                f"{pool.names[fewest]!r} has {counts[fewest]} ({int((counts < needed).sum())} of {total} "
-                "classes have too few). Ask for fewer queries, or leave those classes out with subset(pool, "
-                "...)."
-            )
-        if rotate not in ("none", "per_class"):
-            raise ValueError(f"rotate must be 'none' or 'per_class', got {rotate!r}.")
-        if rotate == "per_class":
-            check_square(pool, "rotate='per_class'")
+        require_images(pool, max(s + q for s, q in zip(shots, wanted, strict=True)), "shot + queries", "fewer queries")
+        require_rotation(pool, rotate)
         self.pool = pool
         self.way = way
         self.shot = shot
@@ -119,15 +103,7 @@ class Episodes(eqx.Module):
         queries = _per_label(self.queries, self.way, "queries", least=0)
         drawn = max(s + q for s, q in zip(shots, queries, strict=True))
 
-        # An ordered choice, so position = label is already a fresh random assignment of classes to labels.
-        total = jnp.full((), len(self.pool.names), jnp.int32)
-        classes = _distinct(class_key, total, self.way)
-        example_keys = jax.random.split(example_key, self.way)
-        examples = jax.vmap(lambda k, n: _distinct(k, n, drawn))(example_keys, self.pool.counts[classes])
-        images = self.pool.images[classes[:, None], examples]
-        if self.rotate == "per_class":
-            images = jax.vmap(_turn)(images, jax.random.randint(turn_key, (self.way,), 0, 4))
-
+        images = draw(self.pool, self.way, drawn, self.rotate, (class_key, example_key, turn_key))
         # Row i of the flat images is example i % drawn of label i // drawn; the choice of rows is static.
         flat = images.reshape((self.way * drawn, *images.shape[2:]))
         first = [[label * drawn + i for i in range(s)] for label, s in enumerate(shots)]
@@ -146,6 +122,52 @@ class Episodes(eqx.Module):
     def _pixels(self, images: UInt8[Array, "n c h w"], key: PRNGKey) -> Float[Array, "n ..."]:
         x = images.astype(jnp.float32) / 255
         return x if self.augment is None else self.augment(x, key=key)
+
+
+def require_classes(pool: ImagePool, way: int) -> None:
+    """A `ValueError` where a pool cannot give an episode its classes."""
+    total = len(pool.names)
+    if not 1 <= way <= total:
+        raise ValueError(
+            f"way must lie in 1..{total}, the number of classes in the pool, got {way}. Draw fewer "
+            "classes, or use a pool with more (rotated(pool) has four times as many)."
+        )
+
+
+def require_images(pool: ImagePool, needed: int, what: str, remedy: str) -> None:
+    """A `ValueError` that names the smallest class where one has fewer images than are drawn of it."""
+    counts = np.asarray(pool.counts)
+    if counts.min() < needed:
+        fewest = int(counts.argmin())
+        raise ValueError(
+            f"{what} must not exceed the images of any class: {needed} were asked for, but class "
+            f"{pool.names[fewest]!r} has {counts[fewest]} ({int((counts < needed).sum())} of {len(pool.names)} "
+            f"classes have too few). Ask for {remedy}, or leave those classes out with subset(pool, ...)."
+        )
+
+
+def require_rotation(pool: ImagePool, rotate: str) -> None:
+    """A `ValueError` for an unknown way of turning images, or images that cannot be turned."""
+    if rotate not in ("none", "per_class"):
+        raise ValueError(f"rotate must be 'none' or 'per_class', got {rotate!r}.")
+    if rotate == "per_class":
+        check_square(pool, "rotate='per_class'")
+
+
+def draw(
+    pool: ImagePool, way: int, count: int, rotate: str, keys: tuple[PRNGKey, PRNGKey, PRNGKey]
+) -> UInt8[Array, "way count c h w"]:
+    """`count` different images of each of `way` different classes, in random order, perhaps turned."""
+    class_key, example_key, turn_key = keys
+    # An ordered choice, so position = label is already a fresh random assignment of classes to labels.
+    total = jnp.full((), len(pool.names), jnp.int32)
+    classes = _distinct(class_key, total, way)
+    example_keys = jax.random.split(example_key, way)
+    examples = jax.vmap(lambda k, n: _distinct(k, n, count))(example_keys, pool.counts[classes])
+    images = pool.images[classes[:, None], examples]
+    if rotate == "per_class":
+        images = jax.vmap(_turn)(images, jax.random.randint(turn_key, (way,), 0, 4))
+    return images
 
 
 def _per_label(value: int | tuple[int, ...], way: int, name: str, *, least: int) -> tuple[int, ...]:

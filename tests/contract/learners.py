@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import metakit as mk
-from metakit.learners import maml, matching, prototypical
+from metakit.learners import maml, mann, matching, prototypical, snail
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 import own_learner
@@ -56,6 +56,15 @@ def clusters(key, way=3, shot=2, queries=3):
     spread = jnp.asarray([0.3, 0.3, 3.0, 3.0, 3.0, 3.0])
     noise = spread[None, None] * jax.random.normal(noise_key, (way, shot + queries, 6))
     return _episode(centres + noise, shot)
+
+
+def sequences(key):
+    """Clusters whose support comes in random order, for learners that read it as a sequence."""
+    draw_key, order_key = jax.random.split(key)
+    episode = clusters(draw_key)
+    order = jax.random.permutation(order_key, len(episode.support.x))
+    support = mk.Examples(episode.support.x[order], episode.support.y[order], way=episode.support.way)
+    return mk.Episode(support, episode.query)
 
 
 def images(key, way=2, shot=1, queries=2):
@@ -123,6 +132,20 @@ def full_context(key):
     return matching.Matching(embed, scale=mk.learned(5.0), context=context)
 
 
+def small_snail(key, **options):
+    """One block of each kind; room for two shots of three classes and the query."""
+    keys = jax.random.split(key, 4)
+    embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=keys[0])
+    convolutions = mk.nn.TemporalConvolution(7, 4, length=7, key=keys[1])
+    attention = mk.nn.CausalAttention(convolutions.out_size, 4, 4, key=keys[2])
+    trunk = mk.nn.CausalSequence([convolutions, attention], length=7)
+    return snail.SNAIL(embed, trunk, mk.nn.Linear(trunk.out_size, 3, key=keys[3]), **options)
+
+
+def small_mann(key):
+    return mann.MANN(6, 3, hidden=8, slots=8, width=4, heads=2, key=key)
+
+
 def ridge(key):
     embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=key)
     return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
@@ -183,5 +206,16 @@ ROWS = [
     ),
     Row("matching_full_context", matching, full_context, clusters, accuracy, slow=True),
     Row("prototypical", prototypical, metric_learner(prototypical.Prototypical, 6), clusters, accuracy),
+    Row("snail", snail, small_snail, sequences, accuracy),
+    Row(
+        "snail_random_shot",
+        snail,
+        functools.partial(small_snail, norm_policy="transductive", random_shot=True),
+        sequences,
+        accuracy,
+        random=True,
+        slow=True,
+    ),
+    Row("mann", mann, small_mann, sequences, accuracy),
     Row("own_learner", own_learner, ridge, clusters, accuracy),
 ]
