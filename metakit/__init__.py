@@ -25,6 +25,6 @@ from ._hyperparameter import (
     learned as learned,
     trainable as trainable,
 )
-from .learners import maml as maml, matching as matching, prototypical as prototypical
+from .learners import maml as maml, matching as matching, prototypical as prototypical, reptile as reptile
 
 __version__ = _version("metakit")

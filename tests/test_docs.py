@@ -27,6 +27,7 @@ NAMESPACES = [
     "metakit.maml",
     "metakit.matching",
     "metakit.prototypical",
+    "metakit.reptile",
     "metakit.train",
     "metakit.evaluate",
     "metakit.evaluate.baselines.nearest_neighbour",

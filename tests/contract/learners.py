@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import metakit as mk
-from metakit.learners import maml, matching, prototypical
+from metakit.learners import maml, matching, prototypical, reptile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 import own_learner
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     - `metric`: of one task, for "better with adaptation".
     - `without`: the learner with its adaptation switched off; `None` for learners whose adaptation has no off
       switch (metric learners), which must instead get better when trained.
-    - `meta_gradient`: `None` where the gradient is exact; else `(learner, task) -> (leaves, expected)`, the
+    - `meta_gradient`: `None` where the gradient is exact; else `(learner, task, key) -> (leaves, expected)`, the
       identity that it satisfies instead.
     - `random`: whether the three functions need a key.
     - `slow`: a configuration of a learner that other rows hold already, or minutes of compilation; only CI's slow
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     make_task: Callable[[Any], Any]
     metric: Callable[..., Any]
     without: Callable[[Any], Any] | None = None
-    meta_gradient: Callable[[Any, Any], Any] | None = None
+    meta_gradient: Callable[[Any, Any, Any], Any] | None = None
     random: bool = False
     slow: bool = False
 
@@ -128,14 +128,21 @@ def ridge(key):
     return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
 
 
-def first_order(learner, task):
+def first_order(learner, task, key):
     """First-order MAML's gradient is the query loss's own gradient, taken at the adapted weights."""
+    del key
 
     def query_loss(model):
         return mk.losses.squared_error(model(task.query.x), task.query.y, reduction="mean")
 
     adapted = maml.adapt(learner, task.support)
     return lambda tree: tree.model, eqx.filter_grad(query_loss)(adapted.model)
+
+
+def towards_the_solution(learner, task, key):
+    """Reptile's gradient is what adaptation moved the weights by, the other way."""
+    adapted = reptile.adapt(learner, task.support, key)
+    return lambda tree: tree.model, jax.tree.map(jnp.subtract, learner.model, adapted.model)
 
 
 no_steps = functools.partial(maml.with_num_steps, num_steps=0)
@@ -183,5 +190,15 @@ ROWS = [
     ),
     Row("matching_full_context", matching, full_context, clusters, accuracy, slow=True),
     Row("prototypical", prototypical, metric_learner(prototypical.Prototypical, 6), clusters, accuracy),
+    Row(
+        "reptile",
+        reptile,
+        regressor(reptile.Reptile, inner=sgd, num_steps=4, batch_size=3),
+        sinusoid,
+        error,
+        functools.partial(reptile.with_num_steps, num_steps=0),
+        towards_the_solution,
+        random=True,
+    ),
     Row("own_learner", own_learner, ridge, clusters, accuracy),
 ]
