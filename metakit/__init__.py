@@ -25,6 +25,13 @@ from ._hyperparameter import (
     learned as learned,
     trainable as trainable,
 )
-from .learners import maml as maml, matching as matching, prototypical as prototypical, reptile as reptile
+from .learners import (
+    maml as maml,
+    matching as matching,
+    meta_lstm as meta_lstm,
+    metagan as metagan,
+    prototypical as prototypical,
+    reptile as reptile,
+)
 
 __version__ = _version("metakit")

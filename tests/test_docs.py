@@ -28,6 +28,8 @@ NAMESPACES = [
     "metakit.matching",
     "metakit.prototypical",
     "metakit.reptile",
+    "metakit.meta_lstm",
+    "metakit.metagan",
     "metakit.train",
     "metakit.evaluate",
     "metakit.evaluate.baselines.nearest_neighbour",

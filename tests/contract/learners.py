@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import metakit as mk
-from metakit.learners import maml, matching, prototypical, reptile
+from metakit.learners import maml, matching, meta_lstm, metagan, prototypical, reptile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 import own_learner
@@ -145,6 +145,50 @@ def towards_the_solution(learner, task, key):
     return lambda tree: tree.model, jax.tree.map(jnp.subtract, learner.model, adapted.model)
 
 
+def learned_update(key, **options):
+    """Rates of 0.05 from the start, for adaptation to help before any training."""
+    model = mk.nn.MLP(1, 1, 8, 1, jnp.tanh, key=key)
+    update = meta_lstm.LearnedUpdate(3, forget_bias=(8.0, 8.0), input_bias=(-3.0, -3.0), key=jax.random.fold_in(key, 1))
+    return meta_lstm.MetaLSTM(model, update=update, num_steps=3, loss=mk.losses.squared_error, **options)
+
+
+def against_a_generator(algorithm, make_base, **options):
+    def make(key):
+        keys = jax.random.split(key, 3)
+        return metagan.MetaGAN(
+            algorithm,
+            make_base(keys[0]),
+            generator=mk.nn.MLP(2 + 3, 6, 8, 1, jnp.tanh, key=keys[1]),
+            encoder=mk.nn.MLP(6, 3, 8, 1, jnp.tanh, key=keys[2]),
+            noise_size=2,
+            num_fakes=4,
+            **options,
+        )
+
+    return make
+
+
+def classifier(key):
+    model = mk.nn.MLP(6, 3, 8, 1, jnp.tanh, key=key)
+    return maml.MAML(model, inner=mk.inner.SGD(0.1), num_steps=1)
+
+
+def each_players_own(learner, task, key):
+    """MetaGAN's gradient is each player's loss's own gradient with respect to that player."""
+
+    def gradient(of):
+        return eqx.filter_grad(lambda moved: getattr(metagan.diagnostics(moved, task, key), of))(learner)
+
+    players = eqx.filter(metagan.players(learner), jax.tree.map(eqx.is_inexact_array, learner))
+    expected = jax.tree.map(
+        lambda player, of_discriminator, of_generator: of_generator if player == "generator" else of_discriminator,
+        players,
+        gradient("discriminator_loss"),
+        gradient("generator_loss"),
+    )
+    return lambda tree: tree, expected
+
+
 no_steps = functools.partial(maml.with_num_steps, num_steps=0)
 sgd = mk.inner.SGD(0.05)
 error, accuracy = mk.metrics.mean_squared_error, mk.metrics.accuracy
@@ -199,6 +243,38 @@ ROWS = [
         functools.partial(reptile.with_num_steps, num_steps=0),
         towards_the_solution,
         random=True,
+    ),
+    Row(
+        "meta_lstm",
+        meta_lstm,
+        functools.partial(learned_update, second_order=True),
+        sinusoid,
+        error,
+        functools.partial(meta_lstm.with_num_steps, num_steps=0),
+    ),
+    Row(
+        "metagan_prototypical",
+        metagan,
+        against_a_generator(
+            prototypical,
+            metric_learner(prototypical.Prototypical, 6, norm_policy="transductive"),
+            adapt_to_fakes=False,
+            loss=metagan.DiscriminatorLoss(offset=mk.learned(5.0)),
+        ),
+        clusters,
+        accuracy,
+        meta_gradient=each_players_own,
+        random=True,
+    ),
+    Row(
+        "metagan_maml",
+        metagan,
+        against_a_generator(maml, classifier, adapt_to_fakes=True),
+        clusters,
+        accuracy,
+        meta_gradient=each_players_own,
+        random=True,
+        slow=True,
     ),
     Row("own_learner", own_learner, ridge, clusters, accuracy),
 ]
