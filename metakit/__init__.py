@@ -25,6 +25,15 @@ from ._hyperparameter import (
     learned as learned,
     trainable as trainable,
 )
-from .learners import maml as maml, mann as mann, matching as matching, prototypical as prototypical, snail as snail
+from .learners import (
+    maml as maml,
+    mann as mann,
+    matching as matching,
+    meta_lstm as meta_lstm,
+    metagan as metagan,
+    prototypical as prototypical,
+    reptile as reptile,
+    snail as snail,
+)
 
 __version__ = _version("metakit")

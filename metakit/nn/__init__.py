@@ -18,6 +18,7 @@ from ._conv4 import (
     maml_norm as maml_norm,
 )
 from ._freeze import freeze_statistics as freeze_statistics
+from ._generator import ImageGenerator as ImageGenerator
 from ._initialisers import (
     Initialiser as Initialiser,
     he_normal as he_normal,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import metakit as mk
-from metakit.learners import maml, mann, matching, prototypical, snail
+from metakit.learners import maml, mann, matching, meta_lstm, metagan, prototypical, reptile, snail
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 import own_learner
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     - `metric`: of one task, for "better with adaptation".
     - `without`: the learner with its adaptation switched off; `None` for learners whose adaptation has no off
       switch (metric learners), which must instead get better when trained.
-    - `meta_gradient`: `None` where the gradient is exact; else `(learner, task) -> (leaves, expected)`, the
+    - `meta_gradient`: `None` where the gradient is exact; else `(learner, task, key) -> (leaves, expected)`, the
       identity that it satisfies instead.
     - `random`: whether the three functions need a key.
     - `slow`: a configuration of a learner that other rows hold already, or minutes of compilation; only CI's slow
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     make_task: Callable[[Any], Any]
     metric: Callable[..., Any]
     without: Callable[[Any], Any] | None = None
-    meta_gradient: Callable[[Any, Any], Any] | None = None
+    meta_gradient: Callable[[Any, Any, Any], Any] | None = None
     random: bool = False
     slow: bool = False
 
@@ -151,14 +151,65 @@ def ridge(key):
     return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
 
 
-def first_order(learner, task):
+def first_order(learner, task, key):
     """First-order MAML's gradient is the query loss's own gradient, taken at the adapted weights."""
+    del key
 
     def query_loss(model):
         return mk.losses.squared_error(model(task.query.x), task.query.y, reduction="mean")
 
     adapted = maml.adapt(learner, task.support)
     return lambda tree: tree.model, eqx.filter_grad(query_loss)(adapted.model)
+
+
+def towards_the_solution(learner, task, key):
+    """Reptile's gradient is what adaptation moved the weights by, the other way."""
+    adapted = reptile.adapt(learner, task.support, key)
+    return lambda tree: tree.model, jax.tree.map(jnp.subtract, learner.model, adapted.model)
+
+
+def learned_update(key, **options):
+    """Rates of 0.05 from the start, for adaptation to help before any training."""
+    model = mk.nn.MLP(1, 1, 8, 1, jnp.tanh, key=key)
+    update = meta_lstm.LearnedUpdate(3, forget_bias=(8.0, 8.0), input_bias=(-3.0, -3.0), key=jax.random.fold_in(key, 1))
+    return meta_lstm.MetaLSTM(model, update=update, num_steps=3, loss=mk.losses.squared_error, **options)
+
+
+def against_a_generator(algorithm, make_base, **options):
+    def make(key):
+        keys = jax.random.split(key, 3)
+        return metagan.MetaGAN(
+            algorithm,
+            make_base(keys[0]),
+            generator=mk.nn.MLP(2 + 3, 6, 8, 1, jnp.tanh, key=keys[1]),
+            encoder=mk.nn.MLP(6, 3, 8, 1, jnp.tanh, key=keys[2]),
+            noise_size=2,
+            num_fakes=4,
+            **options,
+        )
+
+    return make
+
+
+def classifier(key):
+    model = mk.nn.MLP(6, 3, 8, 1, jnp.tanh, key=key)
+    return maml.MAML(model, inner=mk.inner.SGD(0.1), num_steps=1)
+
+
+def each_players_own(learner, task, key):
+    """MetaGAN's gradient is each player's loss's own gradient with respect to that player."""
+
+    def gradient(of):
+        return eqx.filter_grad(lambda moved: getattr(metagan.diagnostics(moved, task, key), of))(learner)
+
+    players = eqx.filter(metagan.players(learner), jax.tree.map(eqx.is_inexact_array, learner))
+    expected = jax.tree.map(
+        lambda player, of_discriminator, of_generator: of_generator if player == "generator" else of_discriminator,
+        players,
+        gradient("discriminator_loss"),
+        gradient("generator_loss"),
+    )
+    return lambda tree: tree, expected
 
 
 no_steps = functools.partial(maml.with_num_steps, num_steps=0)
@@ -217,5 +268,47 @@ ROWS = [
         slow=True,
     ),
     Row("mann", mann, small_mann, sequences, accuracy),
+    Row(
+        "reptile",
+        reptile,
+        regressor(reptile.Reptile, inner=sgd, num_steps=4, batch_size=3),
+        sinusoid,
+        error,
+        functools.partial(reptile.with_num_steps, num_steps=0),
+        towards_the_solution,
+        random=True,
+    ),
+    Row(
+        "meta_lstm",
+        meta_lstm,
+        functools.partial(learned_update, second_order=True),
+        sinusoid,
+        error,
+        functools.partial(meta_lstm.with_num_steps, num_steps=0),
+    ),
+    Row(
+        "metagan_prototypical",
+        metagan,
+        against_a_generator(
+            prototypical,
+            metric_learner(prototypical.Prototypical, 6, norm_policy="transductive"),
+            adapt_to_fakes=False,
+            loss=metagan.DiscriminatorLoss(offset=mk.learned(5.0)),
+        ),
+        clusters,
+        accuracy,
+        meta_gradient=each_players_own,
+        random=True,
+    ),
+    Row(
+        "metagan_maml",
+        metagan,
+        against_a_generator(maml, classifier, adapt_to_fakes=True),
+        clusters,
+        accuracy,
+        meta_gradient=each_players_own,
+        random=True,
+        slow=True,
+    ),
     Row("own_learner", own_learner, ridge, clusters, accuracy),
 ]

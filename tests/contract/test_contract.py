@@ -157,7 +157,7 @@ def test_the_meta_gradient_is_right(row):
     gradient = eqx.filter_jit(eqx.filter_grad(row.algorithm.meta_loss))(learner, task, key)
 
     if row.meta_gradient is not None:
-        where, expected = row.meta_gradient(learner, task)
+        where, expected = row.meta_gradient(learner, task, key)
         assert_trees_close(where(gradient), expected)
         return
 
@@ -351,7 +351,7 @@ def test_real_targets_for_a_classifier_raise(row):
         assert jnp.isfinite(row.algorithm.meta_loss(make_learner(row), mk.Episode(*real)))
         return
     with pytest.raises((ValueError, TypeError)):
-        row.algorithm.meta_loss(make_learner(row), mk.Episode(*real))
+        row.algorithm.meta_loss(make_learner(row), mk.Episode(*real), jax.random.key(4))
 
 
 @each_classifier
@@ -368,7 +368,7 @@ def test_a_label_outside_the_classes_is_refused_and_never_a_number(row):
             bad = eqx.tree_at(where, task, where(task).at[0].set(wrong))
             with pytest.raises(ValueError, match=rf"{part}\.y must hold labels"):
                 mk.check_values(bad)
-            assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad))
+            assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad, jax.random.key(4)))
 
 
 @each
@@ -383,7 +383,7 @@ def test_nan_is_refused_and_never_a_number(row, part):
     bad = eqx.tree_at(where, task, where(task).at[0].set(jnp.nan))
     with pytest.raises(ValueError, match=rf"{part}\.x must be finite"):
         mk.check_values(bad)
-    assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad))
+    assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad, jax.random.key(4)))
 
 
 @each

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Shaped
 from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
+from metakit.learners._network import check_way
 
-from ._inner_loop import check_way, evaluation_model, query_loss, solve, support_loss
+from ._inner_loop import evaluation_model, query_loss, solve, support_loss
 from ._learner import MAML, Adapted, with_num_steps
 
 

@@ -4,17 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from metakit import losses, nn
+from metakit import nn
 from metakit._episode import Episode, Examples
 from metakit._types import Scalar
 from metakit.inner import Solution
 from metakit.inner.select import intersection, partition
+from metakit.learners._network import check_targets, check_way, not_statistics
 
 from ._learner import MAML
-from ._norm import not_statistics
 
 
 class InnerArgs(eqx.Module):
@@ -68,23 +67,3 @@ def evaluation_model(learner: MAML, model: Any, support_x: Array, step: Array) -
     """The model as it predicts: norm layers of the given step, under the learner's policy."""
     model = nn.at_step(model, step)
     return model if learner.norm_policy == "transductive" else nn.freeze_statistics(model, support_x)
-
-
-def check_way(outputs: Array, way: int | None) -> None:
-    """The model must give one logit per class of this episode."""
-    if way is not None and (outputs.ndim != 2 or outputs.shape[1] != way):
-        raise ValueError(
-            f"the model gives outputs of shape {list(outputs.shape)}, but the task has way={way}, so it must give "
-            f"[n, {way}]. A gradient-based learner has a fixed head: build the model with out_size={way}, or sample "
-            f"episodes with the way it was built for."
-        )
-
-
-def check_targets(loss: Callable[..., Any], examples: Examples, name: str) -> None:
-    """Cross-entropy needs integer labels."""
-    if loss is losses.cross_entropy and not jnp.issubdtype(examples.y.dtype, jnp.integer):
-        raise ValueError(
-            f"loss=mk.losses.cross_entropy (the default) needs integer labels, got {name}.y of dtype "
-            f"{examples.y.dtype} and shape {list(examples.y.shape)}. For real targets pass "
-            "loss=mk.losses.squared_error; for labels use y.astype('int32') and set way."
-        )

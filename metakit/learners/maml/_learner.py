@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, ArrayLike, Float
 
 from metakit import losses
@@ -13,6 +12,7 @@ from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
+from metakit.learners._network import check_instance, check_model
 
 NormPolicy: TypeAlias = Literal["transductive", "inductive"]
 Reduction: TypeAlias = Literal["mean", "sum/shot"]
@@ -83,9 +83,9 @@ class MAML(eqx.Module):
         norm_policy: NormPolicy = "transductive",
     ):
         adjoint = Unrolled() if adjoint is None else adjoint
-        _check_model(model)
-        _check_instance("inner", inner, AbstractSolver, "mk.inner.SGD(0.4)")
-        _check_instance("adjoint", adjoint, AbstractAdjoint, "mk.inner.Unrolled()")
+        check_model(model)
+        check_instance("inner", inner, AbstractSolver, "mk.inner.SGD(0.4)")
+        check_instance("adjoint", adjoint, AbstractAdjoint, "mk.inner.Unrolled()")
         require_option("reduction", reduction, ["mean", "sum/shot"])
         require_option("norm_policy", norm_policy, ["transductive", "inductive"])
         selection.partition(model, select)  # for its errors
@@ -183,26 +183,6 @@ def with_step_weights(learner: MAML, weights: Float[Array, " num_steps"]) -> MAM
     [0.25, 0.75]
     """
     return dataclasses.replace(learner, step_weights=weights)
-
-
-def _check_model(model: Any) -> None:
-    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
-    if any(is_state(node) for node in jax.tree.leaves(model, is_leaf=is_state)):
-        raise ValueError(
-            f"the model {type(model).__name__} keeps Equinox state (eqx.nn.BatchNorm or another stateful layer), which "
-            "adapt cannot thread through and stay a pure function. Use mk.nn.BatchStatNorm, which normalises by the "
-            "batch at hand, or mk.nn.GroupNorm, which needs no batch."
-        )
-    if not callable(model):
-        raise TypeError(
-            f"model must be callable, model(x: [n, *in]) -> [n, *out], got {type(model).__name__}. If it came from "
-            "eqx.nn.make_with_state, use a model without state (mk.nn.BatchStatNorm in place of eqx.nn.BatchNorm)."
-        )
-
-
-def _check_instance(name: str, value: Any, kind: type, example: str) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be an mk.inner.{kind.__name__}, such as {example}; got {type(value).__name__}.")
 
 
 def _weights(weights: Hyperparameter | ArrayLike, num_steps: int) -> Hyperparameter:

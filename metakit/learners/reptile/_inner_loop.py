@@ -1,0 +1,91 @@
+"""Reptile's inner loop on one support set, and the surrogate that carries its update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from metakit import nn
+from metakit._episode import Examples
+from metakit._types import PRNGKey, Scalar
+from metakit.inner import AbstractSolver, FirstOrder, Solution
+from metakit.learners._minibatches import batch, batches_of
+from metakit.learners._network import check_targets, check_way
+
+from ._learner import Adapted, Reptile, moving_parts
+
+
+class _Args(eqx.Module):
+    loss: Callable[..., Array]
+    frozen: Any
+    support: Examples
+    rows: Int[Array, "num_steps batch"] | None
+
+
+class _Started(AbstractSolver):
+    """A solver that goes on from a given state."""
+
+    solver: AbstractSolver
+    state: Any
+
+    def init(self, params: Any) -> Any:
+        del params
+        return self.state
+
+    def update(self, grads: Any, state: Any, params: Any, step: Int[Array, ""]) -> tuple[Any, Any]:
+        return self.solver.update(grads, state, params, step)
+
+    def max_steps(self) -> int | None:
+        return self.solver.max_steps()
+
+
+def solve(learner: Reptile, support: Examples, key: PRNGKey | None) -> tuple[Solution, Any]:
+    """Run the inner loop; also returns the leaves that did not adapt."""
+    check_targets(learner.loss, support, "support")
+    rows = batches_of(support, learner.batch_size, learner.num_steps, key, "Reptile")
+    params, frozen = moving_parts(learner)
+    solver = learner.inner if learner.state is None else _Started(learner.inner, learner.state)
+    args = _Args(learner.loss, frozen, support, rows)
+    # Nothing is differentiated through the loop, so this only chooses its form: a scan.
+    return FirstOrder().solve(_objective, solver, params, args, learner.num_steps), frozen
+
+
+def _objective(params: Any, args: _Args, step: Int[Array, ""]) -> Scalar:
+    examples = batch(args.support, args.rows, step)
+    outputs = eqx.combine(params, args.frozen)(examples.x)
+    check_way(outputs, examples.way)
+    return args.loss(outputs, examples.y, reduction="mean")
+
+
+def adapted_model(learner: Reptile, model: Any, support: Examples) -> Adapted:
+    """The model as it predicts under the learner's policy."""
+    if learner.norm_policy == "inductive":
+        model = nn.freeze_statistics(model, support.x)
+    return Adapted(model, support.x if learner.norm_policy == "one_by_one" else None, support.way)
+
+
+def one_by_one(
+    model: Any, support: Shaped[Array, "n *in"], x: Shaped[Array, "query *in"]
+) -> Float[Array, "query *out"]:
+    """Each query's output in a batch of the support set and that query alone."""
+    if x.shape[1:] != support.shape[1:] or x.dtype != support.dtype:
+        raise ValueError(
+            f"x must hold examples like the support's, {support.dtype}{list(support.shape[1:])}, got "
+            f"{x.dtype}{list(x.shape[1:])} in x{list(x.shape)}. One query still needs the leading axis: x[None]."
+        )
+    return jax.vmap(lambda one: model(jnp.concatenate([support, one[None]]))[-1])(x)
+
+
+def zero_with_gradient(start: Any, end: Any) -> Scalar:
+    """Zero, whose gradient with respect to the floating-point arrays of `start` is `start - end`."""
+
+    def one(theta: Array, phi: Array) -> Scalar:
+        direction = jax.lax.stop_gradient(theta - phi)
+        return jnp.sum(direction * (theta - jax.lax.stop_gradient(theta)))
+
+    terms = jax.tree.leaves(jax.tree.map(one, start, end))
+    dtype = jnp.result_type(*terms)
+    return sum((term.astype(dtype) for term in terms), jnp.zeros((), dtype))
