@@ -1,0 +1,12 @@
+"""stub"""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class Options:
+    smoke: bool = False
+
+
+def run(o, c):
+    pass
