@@ -62,6 +62,12 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return new | kept | ({"sides": old["sides"] | new["sides"]} if kept else {})
 
 
+def _progress(console: Console, status: Any, text: str) -> None:
+    status.update(text)
+    if not console.is_terminal:  # where a status line is not shown
+        Console(stderr=True).print(text, highlight=False, markup=False)
+
+
 def run(options: Options, console: Console) -> dict[str, Any]:
     """Measure, and return the record."""
     unknown = sorted(set(options.workloads) - set(WORKLOADS))
@@ -81,7 +87,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
                 workload,
                 machine,
                 folder,
-                lambda text, name=name: status.update(f"{name}: {text}"),
+                lambda text, name=name: _progress(console, status, f"{name}: {text}"),
                 repeat=options.repeat,
                 seconds=options.seconds,
                 checked=options.check,

@@ -1,6 +1,7 @@
 """Whether two sides compute the same loss and gradient."""
 
 import dataclasses
+import math
 import pathlib
 
 import numpy as np
@@ -46,8 +47,8 @@ def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], sides
         vanishes = name.startswith("gradient/conv") and name.endswith("bias")
         scale = largest if vanishes else float(np.abs(b).max())
         relative = float(np.abs(a.astype(np.float64) - b).max()) / scale if scale else float(np.abs(a).max())
-        # `not <=`, so that NaN counts as the worst.
-        if not relative <= worst.relative:
+        relative = math.inf if math.isnan(relative) else relative
+        if relative > worst.relative:
             worst = Difference(relative, name)
     return worst
 
@@ -55,6 +56,6 @@ def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], sides
 def require_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], sides: str) -> Difference:
     """The difference, or a `Disagreement` where it exceeds float64's rounding."""
     found = difference(ours, theirs, sides)
-    if not found.relative <= TOLERANCE:
+    if found.relative > TOLERANCE:
         raise Disagreement(f"{sides}: {found.where} differs by {found.relative:.1e}, more than {TOLERANCE:.0e}")
     return found

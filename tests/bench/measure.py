@@ -138,6 +138,7 @@ def _prepare(
                 facts["temporary_bytes_8x_tasks"] = cold.ask("temporary_bytes", times=8)
     worker = stack.enter_context(_start(side, machine, path, **({"cache": cache} if cache else {})))
     facts["hello"] = worker.ask("hello")
+    facts["start_bytes"] = worker.ask("peak_bytes")
     facts["cached" if cache else "cold"] = worker.ask("first")
     facts["peak_bytes"] = worker.ask("peak_bytes")
     return worker

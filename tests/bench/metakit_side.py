@@ -181,15 +181,24 @@ class MetakitSide:
             mesh=self.mesh,
         )
 
-    def check(self) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss of the tasks and its gradient, by shared names."""
+    def gradient(self, adjoint: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        """A jitted function that returns the meta-loss and its gradient, and its arguments.
+
+        **Arguments:** `adjoint`, one of `mk.inner` instead of the learner's own.
+        """
         mesh = None if self.workload.learner == "meta_test" else self.mesh
+        learner = self.learner if adjoint is None else mk.maml.with_adjoint(self.learner, adjoint)
 
         @functools.partial(eqx.filter_jit, compiler_options=mk.compiler_options())
         def gradient(learner: Any, tasks: Any) -> Any:
-            return mk.sharding.meta_gradient(self.algorithm, learner, tasks, mesh=mesh)
+            return mk.sharding.meta_gradient(self.algorithm, learner, tasks, trainable=mk.trainable(learner), mesh=mesh)
 
-        result = gradient(self.learner, self.tasks)
+        return gradient, (learner, self.tasks)
+
+    def check(self) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss of the tasks and its gradient, by shared names."""
+        gradient, arguments = self.gradient()
+        result = gradient(*arguments)
         net = result.gradient.model if self.workload.learner == "maml" else result.gradient.embed
         named = {name: from_metakit(self.workload, name, np.asarray(value)) for name, value in leaves(net).items()}
         return float(result.loss), named

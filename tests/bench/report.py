@@ -31,6 +31,13 @@ def _first_call(facts: dict[str, Any], which: str) -> str:
     return _number(facts[which]["first"] - facts[which]["second"]) if which in facts else ""
 
 
+def _memory(facts: dict[str, Any]) -> str:
+    if "peak_bytes" not in facts:
+        return ""
+    peak, start = (facts[when]["process"] / MIB for when in ("peak_bytes", "start_bytes"))
+    return f"{peak:,.0f} ({start:,.0f})"
+
+
 def _difference(record: dict[str, Any], precision: str, side: str) -> str:
     found = record.get("differences", {}).get(precision, {}).get(side)
     return "" if found is None else f"{found['relative']:.0e}"
@@ -44,8 +51,8 @@ def workload_table(record: dict[str, Any]) -> Table:
     unit = "ms a task" if workload["learner"] == "meta_test" else "ms a step"
     header = ["side"]
     if timed:
-        header += [f"{unit}, median (min..max)", "times as fast as the best peer", "% of matmul rate"]
-        header += ["first call (s)", "from cache (s)", "process peak (MiB)"]
+        header += [f"{unit}, median (min..max)", "speed against the best peer", "% of matmul rate"]
+        header += ["first call (s)", "from cache (s)", "process peak (before the first step), MiB"]
     header += ["differs, float64", "differs, float32"]
     rows = []
     for name, side in record["sides"].items():
@@ -59,7 +66,7 @@ def workload_table(record: dict[str, Any]) -> Table:
                 "" if rate is None else f"{100 * rate:.1f}",
                 _first_call(facts, "cold"),
                 _first_call(facts, "cached"),
-                f"{facts['peak_bytes']['process'] / MIB:,.0f}" if "peak_bytes" in facts else "",
+                _memory(facts),
             ]
         rows.append([*row, _difference(record, "float64", name), _difference(record, "float32", name)])
     return Table(f"{workload['name']}: {workload['about']}", header, rows, _notes(record, peers))
