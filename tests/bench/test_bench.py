@@ -1,0 +1,215 @@
+"""The benchmarks at a size that says nothing about speed: sides agree, a wrong one is caught, a missing one is said."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bench import compare, flops, measure, report, scaling, targets, workers, workloads
+
+HELLO = {
+    "python": "3",
+    "jax": "0",
+    "equinox": "0",
+    "optax": "0",
+    "platform": "cpu",
+    "device": "cpu",
+    "devices": 1,
+    "cores": 2,
+}
+ALONE = measure.Machine(HELLO)
+WITH_TORCH = measure.Machine(HELLO | {"torch": "2"}, peer_python="python")
+
+
+def silent(text):
+    del text
+
+
+def test_multiply_adds_of_the_published_networks():
+    """A wrong size of a feature map would make every fraction of the machine's rate wrong."""
+    # Conv4-64 on 28x28: 784*9*64 + 196*36864 + 49*36864 + 9*36864 multiply-adds, and a head of 64*5.
+    assert flops.forward(workloads.WORKLOADS["conv4_heavy"]) == (2 * 451_584, 2 * (254 * 36_864 + 320))
+    # Strides halve upwards: 14, 7, 4, 2.
+    assert flops.forward(workloads.WORKLOADS["omniglot_paper"]) == (2 * 112_896, 2 * (69 * 36_864 + 320))
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("omniglot_paper", 318e6), ("conv4_heavy", 5.3e9), ("proto60", 21e9), ("mini84", 25e9)],
+)
+def test_work_is_what_was_counted_before_less_what_the_first_layer_saves(name, published):
+    """Forgetting the second order, or counting the data's gradient, would give another number."""
+    workload = workloads.WORKLOADS[name]
+    first, later = flops.forward(workload)
+    inner, query = workload.inner_steps * workload.support, workload.query
+    if workload.learner == "prototypical":
+        inner, query = 0, workload.support + workload.query
+    everywhere = (first + later) * (9 * inner + 3 * query)
+    saved = first * (5 * inner + query)
+    assert everywhere == pytest.approx(published, rel=0.02)
+    assert flops.step(workload) == workload.tasks * (everywhere - saved)
+
+
+def gradient(**changes):
+    values = {
+        "loss": np.float64(1.0),
+        "gradient/conv0.weight": np.array([3.0, -4.0]),
+        "gradient/conv0.bias": np.zeros(2),
+    }
+    return values | {f"gradient/{name}": np.array(value) for name, value in changes.items()}
+
+
+def test_a_difference_is_relative_to_the_largest_number_of_its_leaf():
+    """Relative to each number it would be huge where one is near zero; absolute, tiny in small leaves."""
+    found = compare.difference(gradient(), gradient() | {"gradient/conv0.weight": np.array([3.0, -4.4])})
+    assert found.where == "gradient/conv0.weight"
+    assert found.relative == pytest.approx(0.4 / 4.4)
+
+
+def test_rounding_in_a_gradient_that_vanishes_is_no_disagreement():
+    """A bias before batch norm has gradient zero, so its own size is rounding too and relative to that all is wrong."""
+    noisy = gradient() | {"gradient/conv0.bias": np.array([1e-15, -2e-15])}
+    assert compare.require_same(gradient(), noisy, "two").relative < 1e-14
+
+
+@pytest.mark.parametrize("value", [[3.0, -4.00001], [np.nan, -4.0]])
+def test_a_wrong_leaf_is_named(value):
+    """A comparison that NaN passes, or that only looks at the loss."""
+    with pytest.raises(compare.Disagreement, match=r"ours and theirs: gradient/conv0\.weight differs"):
+        compare.require_same(gradient(), gradient() | {"gradient/conv0.weight": np.array(value)}, "ours and theirs")
+
+
+def test_a_missing_leaf_is_a_disagreement():
+    """Comparing only the leaves in common would let a side forget a parameter."""
+    theirs = gradient()
+    del theirs["gradient/conv0.bias"]
+    with pytest.raises(compare.Disagreement, match=r"conv0\.bias"):
+        compare.difference(gradient(), theirs)
+
+
+def test_a_side_with_other_data_is_caught(tmp_path, monkeypatch):
+    """Through real processes: one side's images are changed by one part in a thousand of one pixel."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    workload = workloads.smoke(workloads.WORKLOADS["proto60"])
+    right, wrong = tmp_path / "right.npz", tmp_path / "wrong.npz"
+    workloads.write(workload, right)
+    arrays = dict(np.load(right))
+    arrays["data/query_x"][0, 0, 0, 3, 3] *= 1.001
+    np.savez(wrong, **arrays)
+    ours, theirs = measure.Side("metakit", "metakit"), measure.Side("JAX", "naive")
+    with pytest.raises(compare.Disagreement, match=r"metakit and JAX: .* differs by"):
+        measure.check([ours, theirs], ALONE, tmp_path, silent, lambda side: wrong if side is theirs else right)
+
+
+def test_a_worker_reports_what_went_wrong():
+    """An error inside a worker must not look like an answer, and must not leave us waiting."""
+    with workers.jax_worker("metakit") as worker, pytest.raises(workers.WorkerError, match="FileNotFoundError"):
+        worker.ask("load", path="/nowhere.npz")
+
+
+def test_shared_weights_come_back_as_they_went():
+    """A head whose features are ordered otherwise, or a kernel mirrored once, agrees in shape and nothing else."""
+    side = pytest.importorskip("bench.metakit_side")
+    for name in ("omniglot_paper", "mini84"):
+        workload = workloads.smoke(workloads.WORKLOADS[name])
+        for leaf, value in workloads.weights(workload, np.random.default_rng(0)).items():
+            there = side.to_metakit(workload, leaf, value)
+            assert np.array_equal(side.from_metakit(workload, leaf, there), value)
+
+
+def measured(*, torch: bool, ours: float = 50.0, theirs: float = 100.0):
+    """A record as `measure` makes it, with invented times."""
+    workload = workloads.WORKLOADS["conv4_heavy"]
+    rows = measure.sides(workload, WITH_TORCH if torch else ALONE)
+    peak = {"process": 2**28, "device": None}
+    facts = {
+        row.worker: {"cold": {"first": 5.0, "second": 1.0}, "start_bytes": peak, "peak_bytes": peak} for row in rows
+    }
+    facts["metakit 1"] |= {
+        "cached": {"first": 2.0, "second": 1.0},
+        "temporary_bytes": 2**20,
+        "temporary_bytes_8x_tasks": 2**20,
+    }
+    times = {row.name: [ours if row.kind == "metakit" else theirs] * 3 for row in rows}
+    one = {
+        "workload": dataclasses.asdict(workload),
+        "flop": 10**9,
+        "sides": {row.name: dataclasses.asdict(row) | {"worker": row.worker} for row in rows},
+        "times": {"milliseconds": times, "workers": facts, "matmul_flop_per_second": 1e11},
+    }
+    hello = HELLO | ({"torch": "2"} if torch else {})
+    return {"machine": hello, "smoke": False, "workloads": {workload.name: one}}
+
+
+def test_a_missing_peer_is_said():
+    """A table without its peer's rows, and without a word, reads as if there were nothing to compare with."""
+    text = report.markdown(measured(torch=False))
+    assert "No PyTorch here" in text
+    assert "no PyTorch" in text.splitlines()[0]
+    assert "no peer" in text
+    assert "| not measured | 1.5x | 2.3x |" in text
+
+
+def test_a_named_peer_that_is_none_is_refused():
+    """Whoever names a Python wants its figures; going on without would lose an hour."""
+    with pytest.raises(ValueError, match="cannot import torch"):
+        workers.find_torch("/nowhere/python")
+
+
+def test_figures_are_held_to_their_targets():
+    """A ratio upside down turns the slower side into the winner."""
+    text = report.markdown(measured(torch=True))
+    assert "| 2x | 1.5x | 2.3x | met | metakit : PyTorch loop |" in text
+    text = report.markdown(measured(torch=True, ours=200.0))
+    assert "| 0.5x | 1.5x | 2.3x | NOT MET | metakit : PyTorch loop |" in text
+
+
+def test_every_target_names_a_side_that_exists():
+    """A renamed side would leave its target unmeasured for ever."""
+    for target in targets.TARGETS:
+        rows = {row.name for row in measure.sides(workloads.WORKLOADS[target.workload], WITH_TORCH)}
+        assert not target.peers or rows & set(target.peers), target
+
+
+def test_growth_in_units_of_the_parameters():
+    """Dividing by steps instead of by the steps added would hide a constant."""
+    points = [{"line": "a", "x": 5, "bytes": 1000}, {"line": "a", "x": 10, "bytes": 1000 + 5 * 40}]
+    assert scaling.growth(points, parameters=10) == {"a": 1.0}
+
+
+def run(*arguments):
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=workers.ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_the_command_runs_every_workload(tmp_path):
+    """What CI holds: every side that is here answers, and agrees with metakit in float64."""
+    done = run("tests.bench", "--smoke", "--repeat", "1", "--seconds", "0.01", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert list(record["workloads"]) == list(workloads.WORKLOADS)
+    for one in record["workloads"].values():
+        assert all(one["times"]["milliseconds"].values())
+    plain = record["workloads"]["conv4_heavy"]["differences"]["float64"]["JAX, vmap(lax.conv)"]
+    assert plain["relative"] < compare.TOLERANCE
+    assert ("No PyTorch here" in (tmp_path / "bench.md").read_text()) == ("torch" not in record["machine"])
+
+
+@pytest.mark.slow
+def test_scaling_curves_are_drawn(tmp_path):
+    """A curve whose programs all fail draws an empty picture without complaint."""
+    done = run("tests.bench.scaling", "--smoke", "--pictures", str(tmp_path), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "scaling.json").read_text())
+    for name in scaling.CURVES:
+        assert 1000 < (tmp_path / f"scaling-{name}.png").stat().st_size < 60_000
+        assert any("ms" in point for point in record[name]["points"])
+    exact = [point for point in record["steps"]["points"] if point["line"] in ("Unrolled", "Checkpointed", "MixedMode")]
+    assert all("ms" in point for point in exact)
