@@ -25,6 +25,13 @@ from ._hyperparameter import (
     learned as learned,
     trainable as trainable,
 )
-from .learners import maml as maml, matching as matching, prototypical as prototypical
+from .learners import (
+    maml as maml,
+    matching as matching,
+    prototypical as prototypical,
+    relation as relation,
+    ridge as ridge,
+    versa as versa,
+)
 
 __version__ = _version("metakit")

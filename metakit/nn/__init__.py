@@ -28,3 +28,4 @@ from ._norm import (
 )
 from ._pool import max_pool2d as max_pool2d
 from ._recurrent import AttLSTM as AttLSTM, BiLSTM as BiLSTM, LSTMCell as LSTMCell
+from ._relation import RelationEmbedding as RelationEmbedding, RelationModule as RelationModule

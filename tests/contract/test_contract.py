@@ -347,11 +347,12 @@ def test_real_targets_for_a_classifier_raise(row):
     """Catches float labels that are rounded or one-hot encoded in silence; regression is another configuration."""
     task = row.make_task(jax.random.key(3))
     real = [mk.Examples(part.x, part.y.astype(part.x.dtype)) for part in (task.support, task.query)]
-    if row.name.startswith("matching"):  # it regresses where targets are real, so this is no mistake
-        assert jnp.isfinite(row.algorithm.meta_loss(make_learner(row), mk.Episode(*real)))
+    key = jax.random.key(4)
+    if row.regresses:  # so this is no mistake
+        assert jnp.isfinite(row.algorithm.meta_loss(make_learner(row), mk.Episode(*real), key))
         return
     with pytest.raises((ValueError, TypeError)):
-        row.algorithm.meta_loss(make_learner(row), mk.Episode(*real))
+        row.algorithm.meta_loss(make_learner(row), mk.Episode(*real), key)
 
 
 @each_classifier
@@ -368,7 +369,7 @@ def test_a_label_outside_the_classes_is_refused_and_never_a_number(row):
             bad = eqx.tree_at(where, task, where(task).at[0].set(wrong))
             with pytest.raises(ValueError, match=rf"{part}\.y must hold labels"):
                 mk.check_values(bad)
-            assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad))
+            assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad, jax.random.key(4)))
 
 
 @each
@@ -383,7 +384,7 @@ def test_nan_is_refused_and_never_a_number(row, part):
     bad = eqx.tree_at(where, task, where(task).at[0].set(jnp.nan))
     with pytest.raises(ValueError, match=rf"{part}\.x must be finite"):
         mk.check_values(bad)
-    assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad))
+    assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad, jax.random.key(4)))
 
 
 @each
