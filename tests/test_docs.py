@@ -27,13 +27,21 @@ NAMESPACES = [
     "metakit.maml",
     "metakit.matching",
     "metakit.prototypical",
+    "metakit.relation",
+    "metakit.ridge",
+    "metakit.versa",
     "metakit.train",
     "metakit.evaluate",
     "metakit.evaluate.baselines.nearest_neighbour",
 ]
 
 # Public names that are defined beside their namespace instead of in it.
-ALSO = {"metakit.matching": {"metakit.learners._context"}}
+ALSO = {
+    "metakit.matching": {"metakit.learners._context"},
+    "metakit.prototypical": {"metakit.learners._prototypes"},
+    "metakit.ridge": {"metakit.learners._closed_form"},
+    "metakit.versa": {"metakit.learners._head_posterior"},
+}
 
 
 def namespace(path):

@@ -86,8 +86,8 @@ def logistic_regression(
 
     **Raises:** `ValueError` for fewer than 1 step, or an unknown form.
 
-    **Source:** Bertinetto et al. 2019, section 3, https://arxiv.org/abs/1805.08136; iteratively reweighted least squares
-    as in Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.3.3.
+    **Source:** Bertinetto et al. 2019, section 3, https://arxiv.org/abs/1805.08136; iteratively reweighted least
+    squares as in Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.3.3.
 
     >>> import jax.numpy as jnp
     >>> members = jnp.array([[True, False], [False, True]])

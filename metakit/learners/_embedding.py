@@ -66,9 +66,7 @@ def embed_queries(
         together = features(support.embed, both, "embed", support.maps)
         embedded = together[:n]
         # Two networks: each sees the whole batch, so that both normalise by support and query together.
-        queries = (
-            together[n:] if support.embed_query is None else features(embed_query, both, name, support.maps)[n:]
-        )
+        queries = together[n:] if support.embed_query is None else features(embed_query, both, name, support.maps)[n:]
     assert embedded is not None  # one of x and features is always kept
     if embedded.shape[1] != queries.shape[1]:
         raise ValueError(
@@ -77,9 +75,7 @@ def embed_queries(
     return embedded, queries
 
 
-def features(
-    embed: Callable[..., Any], x: Shaped[Array, "n *in"], name: str, maps: bool
-) -> Float[Array, "n *feature"]:
+def features(embed: Callable[..., Any], x: Shaped[Array, "n *in"], name: str, maps: bool) -> Float[Array, "n *feature"]:
     """What a network makes of a batch: rows of features or, with `maps`, feature maps."""
     embedded = embed(x)
     n = x.shape[0]

@@ -1,14 +1,11 @@
 """A distribution over linear classifiers, and a network that reads one off the mean features of each class."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metakit import nn
-from metakit._tree import as_float_array
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
@@ -54,10 +51,10 @@ def logit_moments(
     >>> mean.tolist(), variance.tolist()
     ([[3.0]], [[6.0]])
     """
-    product = lambda a, b: jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
-    mean = product(features, posterior.weight_mean) + posterior.bias_mean[None]
-    variance = product(jnp.square(features), jnp.exp(posterior.weight_log_variance))
-    return mean, variance + jnp.exp(posterior.bias_log_variance)[None]
+    highest = jax.lax.Precision.HIGHEST
+    mean = jnp.matmul(features, posterior.weight_mean.T, precision=highest)
+    variance = jnp.matmul(jnp.square(features), jnp.exp(posterior.weight_log_variance).T, precision=highest)
+    return mean + posterior.bias_mean[None], variance + jnp.exp(posterior.bias_log_variance)[None]
 
 
 class Amortiser(eqx.Module):
@@ -70,14 +67,11 @@ class Amortiser(eqx.Module):
 
     - `size`: features $d$ of the embedding; 256 in the published networks.
     - `width`: units of each hidden layer; default `size`, as published.
-    - `variance`: where the variance of every weight and bias starts, about; default 1, as published. With $d$ features
-      of size 1, it makes logits vary by $\sqrt d$ at the start; a smaller one trains faster.
     - `key`: random key of the weights.
 
     **Returns** (of a call with class means `[way, d]`): a `HeadPosterior`.
 
-    **Raises:** `ValueError` for a `size` or `width` below 1, for a `variance` that is not positive, or when the class
-    means have another size.
+    **Raises:** `ValueError` for a `size` or `width` below 1, or when the class means have another size.
 
     **Source:** Gordon et al. 2019, *Meta-Learning Probabilistic Inference For Prediction*,
     https://arxiv.org/abs/1805.09921, and its code, https://github.com/Gordonjo/versa. The code draws the biases from
@@ -94,21 +88,15 @@ class Amortiser(eqx.Module):
     bias_mean: nn.MLP
     bias_log_variance: nn.MLP
 
-    def __init__(self, size: int, *, width: int | None = None, variance: float = 1.0, key: PRNGKey):
-        if not 0 < variance < math.inf:
-            raise ValueError(f"variance must be a finite number above 0, got {variance}.")
+    def __init__(self, size: int, *, width: int | None = None, key: PRNGKey):
         width = size if width is None else width
         keys = jax.random.split(key, 4)
-        shift = as_float_array(math.log(variance))
 
-        def network(out_size: int, network_key: PRNGKey, start: Array | None = None) -> nn.MLP:
-            mlp = nn.MLP(size, out_size, width, 2, jax.nn.elu, weight_init=nn.xavier_uniform, key=network_key)
-            return mlp if start is None else eqx.tree_at(lambda m: m.head.bias, mlp, mlp.head.bias + start)
+        def network(out_size: int, network_key: PRNGKey) -> nn.MLP:
+            return nn.MLP(size, out_size, width, 2, jax.nn.elu, weight_init=nn.xavier_uniform, key=network_key)
 
-        self.weight_mean = network(size, keys[0])
-        self.weight_log_variance = network(size, keys[1], shift)
-        self.bias_mean = network(1, keys[2])
-        self.bias_log_variance = network(1, keys[3], shift)
+        self.weight_mean, self.weight_log_variance = network(size, keys[0]), network(size, keys[1])
+        self.bias_mean, self.bias_log_variance = network(1, keys[2]), network(1, keys[3])
 
     @typed
     def __call__(self, means: Float[Array, "way d"]) -> HeadPosterior:

@@ -39,8 +39,8 @@ def score_error(outputs: Float[Array, "n way"], targets: Int[Array, "n"], *, red
 
     **Raises:** `ValueError` for an unknown reduction; a type-check error for targets that are not integers.
 
-    **Source:** Sung et al. 2018, equation 2, https://arxiv.org/abs/1711.06025. The paper writes a sum over all pairs; its
-    code takes the mean, as here.
+    **Source:** Sung et al. 2018, equation 2, https://arxiv.org/abs/1711.06025. The paper writes a sum over all pairs;
+    its code takes the mean, as here.
 
     >>> import jax.numpy as jnp
     >>> float(score_error(jnp.zeros((1, 4)), jnp.array([2]), reduction="mean"))
@@ -124,7 +124,8 @@ class Adapted(eqx.Module):
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> support = mk.Examples(jnp.ones((2, 1, 4, 4)), jnp.arange(2), way=2)
-    >>> learner = mk.relation.Relation(lambda x: x, lambda classes, queries: queries[:, 0, 0, :1] @ classes[:, 0, 0, :1].T)
+    >>> product = lambda classes, queries: queries[:, 0, 0, :1] @ classes[:, 0, 0, :1].T
+    >>> learner = mk.relation.Relation(lambda x: x, product)
     >>> mk.relation.adapt(learner, support).membership.shape
     (2, 2)
     """
@@ -160,12 +161,13 @@ def adapt(learner: Relation, support: Examples, key: PRNGKey | None = None) -> A
 
     **Returns:** an `Adapted` for `predict`.
 
-    **Raises:** `ValueError` when `support.way` is missing, when `support.y` is not `[n]` integers, when `embed` does not
-    return `[n, c, h, w]`, or for `norm_policy="inductive"` without any `BatchStatNorm`.
+    **Raises:** `ValueError` when `support.way` is missing, when `support.y` is not `[n]` integers, when `embed` does
+    not return `[n, c, h, w]`, or for `norm_policy="inductive"` without any `BatchStatNorm`.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> support = mk.Examples(jnp.ones((2, 1, 4, 4)), jnp.arange(2), way=2)
-    >>> learner = mk.relation.Relation(lambda x: x, lambda classes, queries: queries[:, 0, 0, :1] @ classes[:, 0, 0, :1].T)
+    >>> product = lambda classes, queries: queries[:, 0, 0, :1] @ classes[:, 0, 0, :1].T
+    >>> learner = mk.relation.Relation(lambda x: x, product)
     >>> mk.relation.adapt(learner, support).membership.tolist()
     [[True, False], [False, True]]
     """
@@ -175,9 +177,7 @@ def adapt(learner: Relation, support: Examples, key: PRNGKey | None = None) -> A
     if policy == "inductive":
         both = _SupportAgainstItself(learner.embed, learner.relation, members, learner.pool)
         frozen = nn.freeze_statistics(both, support.x)
-        learner = eqx.tree_at(
-            lambda node: (node.embed, node.relation), learner, (frozen.embed, frozen.relation)
-        )
+        learner = eqx.tree_at(lambda node: (node.embed, node.relation), learner, (frozen.embed, frozen.relation))
         policy = "transductive"  # nothing is left that could depend on the batch
     return Adapted(learner, embed_support(learner.embed, None, support.x, policy, maps=True), members)
 
@@ -200,7 +200,8 @@ def predict(adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> support = mk.Examples(jnp.ones((2, 1, 4, 4)), jnp.arange(2), way=2)
-    >>> learner = mk.relation.Relation(lambda x: x, lambda classes, queries: queries[:, 0, 0, :1] @ classes[:, 0, 0, :1].T)
+    >>> product = lambda classes, queries: queries[:, 0, 0, :1] @ classes[:, 0, 0, :1].T
+    >>> learner = mk.relation.Relation(lambda x: x, product)
     >>> mk.relation.predict(mk.relation.adapt(learner, support), 3 * support.x[:1]).tolist()
     [[3.0, 3.0]]
     """
@@ -211,8 +212,8 @@ def predict(adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None
     expected = (x.shape[0], members.shape[1])
     if scores.shape != expected:
         raise ValueError(
-            f"relation must give one score for every query and class, {list(expected)}, got {list(scores.shape)}. It is "
-            "called with class maps [way, c, h, w] and query maps [query, c, h, w]."
+            f"relation must give one score for every query and class, {list(expected)}, got {list(scores.shape)}. It "
+            "is called with class maps [way, c, h, w] and query maps [query, c, h, w]."
         )
     present = jnp.any(members, axis=0)[None]
     scores = jnp.where(present, scores, jnp.full_like(scores, -jnp.inf))
@@ -235,7 +236,8 @@ def meta_loss(learner: Relation, task: Episode, key: PRNGKey | None = None) -> S
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> examples = mk.Examples(jnp.zeros((2, 1, 4, 4)), jnp.arange(2), way=2)
-    >>> learner = mk.relation.Relation(lambda x: x, lambda classes, queries: queries[:, 0, 0, :1] @ classes[:, 0, 0, :1].T)
+    >>> product = lambda classes, queries: queries[:, 0, 0, :1] @ classes[:, 0, 0, :1].T
+    >>> learner = mk.relation.Relation(lambda x: x, product)
     >>> float(mk.relation.meta_loss(learner, mk.Episode(examples, examples)))
     0.25
     """

@@ -44,15 +44,15 @@ class Ridge(eqx.Module):
     **Arguments:**
 
     - `embed`: the embedding network $f_\theta$, `[n, *in] -> [n, d]`; any callable on a batch.
-    - `head`: `"ridge"` (default), the least squares above, or `"logistic"`: for each class a logistic regression against
-      all others with a penalty of $\tfrac{\lambda}{2}\lVert w\rVert^2$, by `num_steps` Newton steps. That one needs
-      labels.
+    - `head`: `"ridge"` (default), the least squares above, or `"logistic"`: for each class a logistic regression
+      against all others with a penalty of $\tfrac{\lambda}{2}\lVert w\rVert^2$, by `num_steps` Newton steps. That one
+      needs labels.
     - `penalty`: $\lambda$, above 0, a number or a `Hyperparameter`; default fixed at 1. It is held as its logarithm, so
       that a learned one stays positive and moves by factors.
-    - `scale`, `bias`: $a$ and $b$, numbers or `Hyperparameter`s; fixed at 1 and 0 by default. Least squares makes logits
-      of size 1, so for classes take `mk.learned(10.0)`. A cross-entropy does not see $b$.
-    - `reduction`: whether $\lambda$ is weighed against the `"sum"` over examples (default, the paper's equation) or their
-      `"mean"` (its released ridge code, which divides $Z$ and $Y$ by $\sqrt n$).
+    - `scale`, `bias`: $a$ and $b$, numbers or `Hyperparameter`s; fixed at 1 and 0 by default. Least squares makes
+      logits of size 1, so for classes take `mk.learned(10.0)`. A cross-entropy does not see $b$.
+    - `reduction`: whether $\lambda$ is weighed against the `"sum"` over examples (default, the paper's equation) or
+      their `"mean"` (its released ridge code, which divides $Z$ and $Y$ by $\sqrt n$).
     - `intercept`: whether a 1 is appended to the features, which gives an intercept that is penalised like every other
       weight; default `True`, as in the released code.
     - `form`: `"auto"` (default) solves the smaller of the `"primal"` and the `"woodbury"` system.
@@ -66,8 +66,8 @@ class Ridge(eqx.Module):
         - `"inductive"`: statistics of the support set, frozen. A prediction depends on nothing but the support and its
           own query.
 
-        Name the policy beside every accuracy you report. The joint policy solves again for each `predict`; where `embed`
-        has no batch norm, `"transductive"` gives the same numbers and solves once.
+        Name the policy beside every accuracy you report. The joint policy solves again for each `predict`; where
+        `embed` has no batch norm, `"transductive"` gives the same numbers and solves once.
 
     **Raises:** `ValueError` for an unknown `head`, `reduction`, `form` or `norm_policy`, a `penalty` that is not
     positive, a `penalty`, `scale` or `bias` of several numbers, or a `num_steps` below 1.
@@ -141,8 +141,8 @@ def r2d2(embed: Callable[..., Any], **options: Any) -> Ridge:
     **Returns:** a `Ridge`.
 
     **Source:** Bertinetto et al. 2019, https://arxiv.org/abs/1805.08136; numbers from
-    https://github.com/bertinetto/r2d2, `scripts/train`. Published training on Omniglot: 60-way, 600 images an episode, a
-    shot of 1 to 10, Adam at 5e-3 halved every 2000 episodes.
+    https://github.com/bertinetto/r2d2, `scripts/train`. Published training on Omniglot: 60-way, 600 images an episode,
+    a shot of 1 to 10, Adam at 5e-3 halved every 2000 episodes.
 
     >>> import metakit as mk
     >>> learner = mk.ridge.r2d2(lambda x: x)

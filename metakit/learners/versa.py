@@ -34,7 +34,8 @@ class Versa(eqx.Module):
 
     $$\nu_n = \frac{1}{|S_n|}\sum_{i:\,y_i=n} f_\theta(x_i), \qquad
       q(w_n, b_n \mid S) = N\bigl(\mu_\phi(\nu_n), \operatorname{diag}\sigma^2_\phi(\nu_n)\bigr), \qquad
-      p(n \mid x) \approx \frac{1}{L}\sum_{l=1}^{L} \operatorname{softmax}_n\bigl(w^{(l)\top} f_\theta(x) + b^{(l)}\bigr)$$
+      p(n \mid x) \approx \frac{1}{L}\sum_{l=1}^{L} \operatorname{softmax}_n\bigl(w^{(l)\top} f_\theta(x) +
+      b^{(l)}\bigr)$$
 
     The logits are drawn instead of the weights (local reparametrisation): they are Gaussian with the mean and variance
     of `logit_moments`, independently for each query, class and sample.
@@ -42,11 +43,11 @@ class Versa(eqx.Module):
     **Arguments:**
 
     - `embed`: the embedding network $f_\theta$, `[n, *in] -> [n, d]`; any callable on a batch.
-    - `amortiser`: $\phi$, from class means `[way, d]` to a `HeadPosterior`; `Amortiser(d, key=...)` as published, or any
-      callable. Where it treats every row alike, any number of classes can be asked for.
+    - `amortiser`: $\phi$, from class means `[way, d]` to a `HeadPosterior`; `Amortiser(d, key=...)` as published, or
+      any callable. Where it treats every row alike, any number of classes can be asked for.
     - `num_samples`: $L$, at least 1; default 10, as published.
-    - `loss`: `loss(log_probabilities, labels, *, reduction)`; default `mk.losses.cross_entropy`, which makes `meta_loss`
-      the published objective. That is no bound: there is no KL term.
+    - `loss`: `loss(log_probabilities, labels, *, reduction)`; default `mk.losses.cross_entropy`, which makes
+      `meta_loss` the published objective. That is no bound: there is no KL term.
     - `norm_policy`: which batch a batch norm of `embed` takes its statistics from.
         - `"transductive"` (default, the released code's, in training and test): the support as one batch, the queries
           as another. The queries share information with each other.
@@ -124,8 +125,8 @@ def adapt(learner: Versa, support: Examples, key: PRNGKey | None = None) -> Adap
 
     **Returns:** an `Adapted` for `predict`. Under `norm_policy="joint"` the distribution waits for the queries.
 
-    **Raises:** `ValueError` when `support.way` is missing, when `support.y` is not `[n]` integers, when `embed` does not
-    return `[n, d]`, or when the amortiser was built for features of another size.
+    **Raises:** `ValueError` when `support.way` is missing, when `support.y` is not `[n]` integers, when `embed` does
+    not return `[n, d]`, or when the amortiser was built for features of another size.
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> learner = mk.versa.Versa(lambda x: x, mk.versa.Amortiser(2, key=jax.random.key(0)))

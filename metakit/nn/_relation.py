@@ -65,8 +65,8 @@ class RelationEmbedding(eqx.Module):
     **Raises:** `ValueError` when images have another size or number of channels than the network was made
     for, when they are too small for two poolings, or for an unknown padding.
 
-    **Source:** Sung et al. 2018, section 3.4 and figure 2, https://arxiv.org/abs/1711.06025; padding and initial weights
-    (normal with variance 2 / fan-out) as in its code, https://github.com/floodsung/LearningToCompare_FSL
+    **Source:** Sung et al. 2018, section 3.4 and figure 2, https://arxiv.org/abs/1711.06025; padding and initial
+    weights (normal with variance 2 / fan-out) as in its code, https://github.com/floodsung/LearningToCompare_FSL
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> mk.nn.RelationEmbedding(key=jax.random.key(0))(jnp.ones((2, 1, 28, 28))).shape
@@ -145,7 +145,8 @@ class RelationModule(eqx.Module):
     - `hidden`: units of the first fully connected layer, default 8.
     - `padding`: of the convolutions, `"SAME"` (the default and the released code's for Omniglot) or `"VALID"` (no
       padding: its code for mini-ImageNet).
-    - `norm`: makes the norm of a block from its channels; default `BatchStatNorm`, whose batch is all pairs of the call.
+    - `norm`: makes the norm of a block from its channels; default `BatchStatNorm`, whose batch is all pairs of the
+      call.
     - `key`: random key of the initial weights.
 
     **Returns** (of a call with class maps `[way, channels, h, w]` and query maps `[query, channels, h, w]`): scores
@@ -154,9 +155,9 @@ class RelationModule(eqx.Module):
     **Raises:** `ValueError` when maps have another size or number of channels than the module was made for, when they
     are too small for two poolings, for sizes below 1 or for an unknown padding.
 
-    **Source:** Sung et al. 2018, section 3.4 and figure 2, https://arxiv.org/abs/1711.06025; padding and initial weights
-    (convolutions normal with variance 2 / fan-out; fully connected layers normal with standard deviation 0.01 and biases
-    of 1) as in its code, https://github.com/floodsung/LearningToCompare_FSL
+    **Source:** Sung et al. 2018, section 3.4 and figure 2, https://arxiv.org/abs/1711.06025; padding and initial
+    weights (convolutions normal with variance 2 / fan-out; fully connected layers normal with standard deviation 0.01
+    and biases of 1) as in its code, https://github.com/floodsung/LearningToCompare_FSL
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> module = mk.nn.RelationModule(64, 5, key=jax.random.key(0))

@@ -147,7 +147,7 @@ def relation_network(key):
 def versa_classifier(key):
     embed_key, head_key = jax.random.split(key)
     embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=embed_key)
-    return versa.Versa(embed, versa.Amortiser(4, variance=0.1, key=head_key), num_samples=4)
+    return versa.Versa(embed, versa.Amortiser(4, key=head_key), num_samples=4)
 
 
 def users_ridge(key):
