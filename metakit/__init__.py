@@ -32,8 +32,11 @@ from .learners import (
     meta_lstm as meta_lstm,
     metagan as metagan,
     prototypical as prototypical,
+    relation as relation,
     reptile as reptile,
+    ridge as ridge,
     snail as snail,
+    versa as versa,
 )
 
 __version__ = _version("metakit")

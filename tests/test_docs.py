@@ -32,13 +32,21 @@ NAMESPACES = [
     "metakit.reptile",
     "metakit.meta_lstm",
     "metakit.metagan",
+    "metakit.relation",
+    "metakit.ridge",
+    "metakit.versa",
     "metakit.train",
     "metakit.evaluate",
     "metakit.evaluate.baselines.nearest_neighbour",
 ]
 
 # Public names that are defined beside their namespace instead of in it.
-ALSO = {"metakit.matching": {"metakit.learners._context"}}
+ALSO = {
+    "metakit.matching": {"metakit.learners._context"},
+    "metakit.prototypical": {"metakit.learners._prototypes"},
+    "metakit.ridge": {"metakit.learners._closed_form"},
+    "metakit.versa": {"metakit.learners._head_posterior"},
+}
 
 
 def namespace(path):

@@ -13,13 +13,17 @@ NORM_POLICIES = ("joint", "transductive", "inductive")
 
 
 class EmbeddedSupport(eqx.Module):
-    """What is kept of a support set: its features, or under the joint policy its inputs, and the networks."""
+    """What is kept of a support set: its features, or under the joint policy its inputs, and the networks.
+
+    Features are rows `[n, d]`, or with `maps` feature maps `[n, c, h, w]`.
+    """
 
     embed: Callable[..., Any]
     embed_query: Callable[..., Any] | None
     x: Shaped[Array, "n *in"] | None
-    features: Float[Array, "n d"] | None
+    features: Float[Array, "n *feature"] | None
     input_shape: tuple[int, ...] = eqx.field(static=True)
+    maps: bool = eqx.field(static=True)
 
 
 def embed_support(
@@ -27,20 +31,22 @@ def embed_support(
     embed_query: Callable[..., Any] | None,
     x: Shaped[Array, "n *in"],
     norm_policy: str,
+    *,
+    maps: bool = False,
 ) -> EmbeddedSupport:
     """Embed a support set as far as the policy allows before the queries are known."""
     shape = x.shape[1:]
     if norm_policy == "joint":
-        return EmbeddedSupport(embed, embed_query, x, None, shape)
+        return EmbeddedSupport(embed, embed_query, x, None, shape, maps)
     if norm_policy == "inductive":
         embed = nn.freeze_statistics(embed, x)
         embed_query = None if embed_query is None else nn.freeze_statistics(embed_query, x)
-    return EmbeddedSupport(embed, embed_query, None, _features(embed, x, "embed"), shape)
+    return EmbeddedSupport(embed, embed_query, None, features(embed, x, "embed", maps), shape, maps)
 
 
 def embed_queries(
     support: EmbeddedSupport, x: Shaped[Array, "query *in"]
-) -> tuple[Float[Array, "n d"], Float[Array, "query d"]]:
+) -> tuple[Float[Array, "n *feature"], Float[Array, "query *feature"]]:
     """Embed queries; returns the features of the support set and of the queries."""
     if x.shape[1:] != support.input_shape:
         raise ValueError(
@@ -51,30 +57,36 @@ def embed_queries(
         (support.embed, "embed") if support.embed_query is None else (support.embed_query, "embed_query")
     )
     if support.x is None:
-        features, queries = support.features, _features(embed_query, x, name)
+        embedded, queries = support.features, features(embed_query, x, name, support.maps)
     else:
         n = support.x.shape[0]
         if x.dtype != support.x.dtype:
             raise ValueError(f"x must have the support's dtype {support.x.dtype}, got {x.dtype}.")
         both = jnp.concatenate([support.x, x])
-        together = _features(support.embed, both, "embed")
-        features = together[:n]
+        together = features(support.embed, both, "embed", support.maps)
+        embedded = together[:n]
         # Two networks: each sees the whole batch, so that both normalise by support and query together.
-        queries = together[n:] if support.embed_query is None else _features(embed_query, both, name)[n:]
-    assert features is not None  # one of x and features is always kept
-    if features.shape[1] != queries.shape[1]:
+        queries = together[n:] if support.embed_query is None else features(embed_query, both, name, support.maps)[n:]
+    assert embedded is not None  # one of x and features is always kept
+    if embedded.shape[1] != queries.shape[1]:
         raise ValueError(
-            f"embed and embed_query must return features of one size, got {features.shape[1]} and {queries.shape[1]}."
+            f"embed and embed_query must return features of one size, got {embedded.shape[1]} and {queries.shape[1]}."
         )
-    return features, queries
+    return embedded, queries
 
 
-def _features(embed: Callable[..., Any], x: Shaped[Array, "n *in"], name: str) -> Float[Array, "n d"]:
-    features = embed(x)
-    if features.ndim != 2 or features.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"{name} must map a batch of {x.shape[0]} examples to features [{x.shape[0]}, d], got shape "
-            f"{list(features.shape)}. Flatten feature maps (features.reshape(len(x), -1)), and lift a module "
-            "written for one example with mk.nn.batched."
+def features(embed: Callable[..., Any], x: Shaped[Array, "n *in"], name: str, maps: bool) -> Float[Array, "n *feature"]:
+    """What a network makes of a batch: rows of features or, with `maps`, feature maps."""
+    embedded = embed(x)
+    n = x.shape[0]
+    if embedded.ndim != (4 if maps else 2) or embedded.shape[0] != n:
+        expected, hint = (
+            (f"feature maps [{n}, channels, height, width]", "Leave out the pooling over space and the flattening")
+            if maps
+            else (f"features [{n}, d]", "Flatten feature maps (features.reshape(len(x), -1))")
         )
-    return features
+        raise ValueError(
+            f"{name} must map a batch of {n} examples to {expected}, got shape {list(embedded.shape)}. {hint}, and "
+            "lift a module written for one example with mk.nn.batched."
+        )
+    return embedded

@@ -35,3 +35,9 @@ def nan_unless_classes(outputs: Float[Array, "query way"], members: Bool[Array, 
     """The outputs, or NaN where a support label was no class: compiled code cannot raise, but training then stops."""
     belong = jnp.all(jnp.any(members, axis=1))
     return jnp.where(belong, outputs, jnp.full_like(outputs, jnp.nan))
+
+
+def classifies(examples: Examples) -> bool:
+    """Whether the targets are labels. Integers without a way are an oversight, not real targets: they go on to the
+    error that says so."""
+    return examples.way is not None or not jnp.issubdtype(examples.y.dtype, jnp.floating)

@@ -21,7 +21,7 @@ from metakit._types import PRNGKey, Scalar
 from . import _distances
 from ._context import FullContext as FullContext
 from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support
-from ._labels import membership, nan_unless_classes, require_labels
+from ._labels import classifies, membership, nan_unless_classes, require_labels
 from ._options import scalar
 
 _SIMILARITIES = ("cosine", "squared_euclidean")
@@ -142,10 +142,10 @@ def adapt(learner: Matching, support: Examples, key: PRNGKey | None = None) -> A
     [[True, False], [False, True]]
     """
     del key
-    classifies = _classifies(support)
+    labelled = classifies(support)
     embedded = embed_support(learner.embed, learner.embed_query, support.x, learner.norm_policy)
-    targets = membership(support.y, require_labels(support, "Matching")) if classifies else support.y
-    return Adapted(learner, embedded, targets, classifies)
+    targets = membership(support.y, require_labels(support, "Matching")) if labelled else support.y
+    return Adapted(learner, embedded, targets, labelled)
 
 
 @typed
@@ -203,14 +203,9 @@ def meta_loss(learner: Matching, task: Episode, key: PRNGKey | None = None) -> S
     del key
     loss = learner.loss
     if loss is None:
-        loss = losses.cross_entropy if _classifies(task.query) else losses.squared_error
+        loss = losses.cross_entropy if classifies(task.query) else losses.squared_error
     outputs = predict(adapt(learner, task.support), task.query.x)
     return loss(outputs, task.query.y, reduction="mean")
-
-
-def _classifies(examples: Examples) -> bool:
-    # Integers without a way are an oversight, not real targets: they go on to the error that says so.
-    return examples.way is not None or not jnp.issubdtype(examples.y.dtype, jnp.floating)
 
 
 def _scores(adapted: Adapted, x: Shaped[Array, "query *in"]) -> Float[Array, "query n"]:

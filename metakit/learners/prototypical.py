@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
@@ -22,6 +21,7 @@ from . import _distances
 from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support
 from ._labels import membership, nan_unless_classes, require_labels
 from ._options import scalar
+from ._prototypes import prototypes as prototypes
 
 _DISTANCES = ("squared_euclidean", "cosine")
 
@@ -105,31 +105,6 @@ class Adapted(eqx.Module):
     learner: Prototypical
     support: EmbeddedSupport
     membership: Bool[Array, "n way"]
-
-
-@typed
-def prototypes(
-    features: Float[Array, "n d"], members: Bool[Array, "n way"]
-) -> tuple[Float[Array, "way d"], Bool[Array, " way"]]:
-    r"""The mean embedding of each class, over the class's own number of examples.
-
-    **Arguments:**
-
-    - `features`: `[n, d]`.
-    - `members`: `[n, way]` Booleans, whether example $i$ belongs to class $n$.
-
-    **Returns:** prototypes `[way, d]`, a zero row for a class without examples, and `[way]` Booleans: whether
-    the class has any.
-
-    >>> import jax.numpy as jnp
-    >>> means, present = prototypes(jnp.array([[1.0], [3.0]]), jnp.array([[True, False], [True, False]]))
-    >>> means.tolist(), present.tolist()
-    ([[2.0], [0.0]], [True, False])
-    """
-    weights = members.astype(features.dtype)
-    counts = jnp.sum(weights, axis=0)
-    sums = jnp.matmul(weights.T, features, precision=jax.lax.Precision.HIGHEST)
-    return sums / jnp.maximum(counts, jnp.ones_like(counts))[:, None], counts > 0
 
 
 @typed

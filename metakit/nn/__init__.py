@@ -37,6 +37,7 @@ from ._norm import (
 )
 from ._pool import max_pool2d as max_pool2d
 from ._recurrent import AttLSTM as AttLSTM, BiLSTM as BiLSTM, LSTMCell as LSTMCell
+from ._relation import RelationEmbedding as RelationEmbedding, RelationModule as RelationModule
 from ._temporal import (
     CausalConv1d as CausalConv1d,
     CausalDense as CausalDense,

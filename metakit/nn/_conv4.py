@@ -28,7 +28,10 @@ class Block(eqx.Module):
     pool: int = eqx.field(static=True)
 
     def channels_last(self, x: Array) -> Array:
-        x = jax.nn.relu(self.norm.channels_last(self._before_norm().channels_last(x)))
+        return self.after_convolution(self._before_norm().channels_last(x))
+
+    def after_convolution(self, x: Array) -> Array:
+        x = jax.nn.relu(self.norm.channels_last(x))
         return max_pool_last(x, self.pool) if self.pool > 1 else x
 
     def _before_norm(self) -> Conv2d:

@@ -11,7 +11,19 @@ import jax
 import jax.numpy as jnp
 
 import metakit as mk
-from metakit.learners import maml, mann, matching, meta_lstm, metagan, prototypical, reptile, snail
+from metakit.learners import (
+    maml,
+    mann,
+    matching,
+    meta_lstm,
+    metagan,
+    prototypical,
+    relation,
+    reptile,
+    ridge,
+    snail,
+    versa,
+)
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 import own_learner
@@ -29,6 +41,7 @@ class Row(NamedTuple):
     - `meta_gradient`: `None` where the gradient is exact; else `(learner, task, key) -> (leaves, expected)`, the
       identity that it satisfies instead.
     - `random`: whether the three functions need a key.
+    - `regresses`: of a classifier, whether it also takes real targets.
     - `slow`: a configuration of a learner that other rows hold already, or minutes of compilation; only CI's slow
       run takes it.
     """
@@ -41,6 +54,7 @@ class Row(NamedTuple):
     without: Callable[[Any], Any] | None = None
     meta_gradient: Callable[[Any, Any, Any], Any] | None = None
     random: bool = False
+    regresses: bool = False
     slow: bool = False
 
 
@@ -146,7 +160,32 @@ def small_mann(key):
     return mann.MANN(6, 3, hidden=8, slots=8, width=4, heads=2, key=key)
 
 
-def ridge(key):
+class SmallMaps(eqx.Module):
+    """One block of feature maps, for 4x4 ones out of 8x8 images."""
+
+    conv: mk.nn.Conv2d
+    norm: mk.nn.BatchStatNorm
+
+    def __init__(self, key):
+        self.conv, self.norm = mk.nn.Conv2d(1, 3, 3, key=key), mk.nn.BatchStatNorm(3)
+
+    def __call__(self, x):
+        return mk.nn.max_pool2d(jax.nn.relu(self.norm(self.conv(x))))
+
+
+def relation_network(key):
+    embed_key, relation_key = jax.random.split(key)
+    module = mk.nn.RelationModule(3, 4, width=4, key=relation_key)
+    return relation.Relation(SmallMaps(embed_key), module)
+
+
+def versa_classifier(key):
+    embed_key, head_key = jax.random.split(key)
+    embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=embed_key)
+    return versa.Versa(embed, versa.Amortiser(4, key=head_key), num_samples=4)
+
+
+def users_ridge(key):
     embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=key)
     return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
 
@@ -246,7 +285,14 @@ ROWS = [
         no_steps,
         slow=True,
     ),
-    Row("matching", matching, metric_learner(matching.Matching, 6, scale=mk.learned(5.0)), clusters, accuracy),
+    Row(
+        "matching",
+        matching,
+        metric_learner(matching.Matching, 6, scale=mk.learned(5.0)),
+        clusters,
+        accuracy,
+        regresses=True,
+    ),
     Row(
         "matching_regression",
         matching,
@@ -255,7 +301,7 @@ ROWS = [
         error,
         slow=True,
     ),
-    Row("matching_full_context", matching, full_context, clusters, accuracy, slow=True),
+    Row("matching_full_context", matching, full_context, clusters, accuracy, regresses=True, slow=True),
     Row("prototypical", prototypical, metric_learner(prototypical.Prototypical, 6), clusters, accuracy),
     Row("snail", snail, small_snail, sequences, accuracy),
     Row(
@@ -310,5 +356,24 @@ ROWS = [
         random=True,
         slow=True,
     ),
-    Row("own_learner", own_learner, ridge, clusters, accuracy),
+    Row("relation", relation, relation_network, images, accuracy),
+    Row(
+        "ridge",
+        ridge,
+        metric_learner(ridge.Ridge, 6, penalty=mk.learned(1.0), scale=mk.learned(5.0), bias=mk.learned(0.0)),
+        clusters,
+        accuracy,
+        regresses=True,
+    ),
+    Row("ridge_regression", ridge, metric_learner(ridge.Ridge, 1, penalty=mk.learned(0.1)), sinusoid, error, slow=True),
+    Row(
+        "lrd2",
+        ridge,
+        metric_learner(ridge.lrd2, 6, penalty=mk.learned(1.0), scale=mk.learned(5.0), num_steps=3),
+        clusters,
+        accuracy,
+        slow=True,
+    ),
+    Row("versa", versa, versa_classifier, clusters, accuracy, random=True),
+    Row("own_learner", own_learner, users_ridge, clusters, accuracy),
 ]
