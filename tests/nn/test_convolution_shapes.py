@@ -89,7 +89,7 @@ def test_some_shapes(problem):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=25)
 @hypothesis.given(problems)
 def test_many_shapes(problem):
     """As above, further."""
