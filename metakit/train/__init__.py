@@ -1,6 +1,7 @@
 """Meta-training: one step, many steps in one compiled call, and a loop with validation and checkpoints."""
 
 from ._checkpoint import Best as Best, Checkpoints as Checkpoints
+from ._draw import draw_tasks as draw_tasks
 from ._errors import (
     CheckpointError as CheckpointError,
     CheckpointVersionError as CheckpointVersionError,
@@ -21,7 +22,6 @@ from ._optimisers import adam as adam
 from ._state import TrainState as TrainState, init as init, with_learner as with_learner
 from ._step import (
     StepDiagnostics as StepDiagnostics,
-    draw_tasks as draw_tasks,
     run_steps as run_steps,
     step as step,
 )
