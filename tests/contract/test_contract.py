@@ -300,7 +300,10 @@ def test_adapting_or_training_helps(row):
         worse = better
         outer = optimiser()
         state = mk.train.init(better, outer, key=jax.random.key(5))
-        better = mk.train.run_steps(row.algorithm, outer, state, row.make_task, num_steps=300, meta_batch=8)[0].learner
+        state, _ = mk.train.run_steps(
+            row.algorithm, outer, state, row.make_task, num_steps=row.training_steps, meta_batch=8
+        )
+        better = state.learner
     else:
         worse = row.without(better)
     with_it, without = interval(row, better), interval(row, worse)
