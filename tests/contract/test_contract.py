@@ -13,13 +13,18 @@ from learners import ROWS
 
 import metakit as mk
 
+# An adapted, a compared and a random learner. What the toolkit does to every learner in the same way, and takes long,
+# is tried on these by default, and on all of them in CI's slow run.
+STAND_INS = {"maml", "prototypical", "reptile"}
 
-def over(rows):
-    marks = {True: [pytest.mark.slow], False: []}
-    return pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks[row.slow]) for row in rows])
+
+def over(rows, default=lambda row: not row.slow):
+    marks = lambda row: [] if default(row) else [pytest.mark.slow]
+    return pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks(row)) for row in rows])
 
 
 each = over(ROWS)
+each_in_slow_runs = over(ROWS, lambda row: row.name in STAND_INS)
 each_classifier = over([row for row in ROWS if row.metric is mk.metrics.accuracy])
 
 
@@ -185,7 +190,7 @@ def test_the_meta_gradient_is_right(row):
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * distance), rtol=1e-6, atol=1e-7 * scale)
 
 
-@each
+@each_in_slow_runs
 def test_the_gradient_of_a_mean_is_the_mean_of_gradients(row):
     """Catches tasks that leak into each other's gradient under vmap."""
     learner, tasks, keys = make_learner(row), make_tasks(row, 4), make_keys(4)
@@ -200,13 +205,19 @@ def by_shard_map(*args, **options):
 
 
 @each
-@pytest.mark.parametrize(
-    "way",
-    [by_shard_map, mk.sharding.meta_gradient_pmap, mk.sharding.meta_gradient_named],
-    ids=lambda way: way.__name__,
-)
-def test_two_devices_equal_one(row, way):
+def test_two_devices_equal_one(row):
     """Catches a learner that is wrong only when tasks are spread: closed-over devices, inner gradients summed."""
+    check_two_devices(row, by_shard_map)
+
+
+@each_in_slow_runs
+@pytest.mark.parametrize("way", [mk.sharding.meta_gradient_pmap, mk.sharding.meta_gradient_named])
+def test_other_ways_to_two_devices_equal_one(row, way):
+    """Catches the same in the other ways to spread tasks."""
+    check_two_devices(row, way)
+
+
+def check_two_devices(row, way):
     mesh = mk.sharding.task_mesh(2)
     spread = way(row.algorithm, make_learner(row), make_tasks(row, 4), make_keys(4), mesh=mesh, chunk=None)
     assert_trees_close(spread, reference(row.name))
@@ -243,7 +254,7 @@ def optimiser():
     return optax.adam(1e-2)
 
 
-@each
+@each_in_slow_runs
 def test_a_scan_of_training_steps_equals_a_loop(row):
     """Catches a learner whose structure, dtypes or numbers change under training inside `lax.scan`."""
     outer = optimiser()
@@ -261,7 +272,7 @@ def test_a_scan_of_training_steps_equals_a_loop(row):
     assert_trees_close(scanned.learner, looped.learner, rtol=1e-6, atol=1e-8)
 
 
-@each
+@each_in_slow_runs
 def test_a_run_that_was_saved_and_loaded_continues_bit_for_bit(row, tmp_path):
     """Catches a leaf that a checkpoint loses, rounds or reorders."""
     outer = optimiser()
@@ -390,7 +401,7 @@ def test_nan_is_refused_and_never_a_number(row, part):
     assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad, jax.random.key(4)))
 
 
-@each
+@each_in_slow_runs
 def test_training_on_nan_stops_with_the_last_good_state(row):
     """Catches a run that goes on with a learner full of NaN."""
     outer = optimiser()
