@@ -500,6 +500,7 @@ def test_bad_input(make, error, message):
         make()
 
 
+@pytest.mark.slow
 def test_annealing_from_first_to_second_order_is_two_phases():
     """Catches a second phase that starts the optimiser afresh, or an adjoint that changes the learner's arrays."""
     outer = mk.train.adam(1e-2, schedule="constant")
