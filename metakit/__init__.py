@@ -18,13 +18,19 @@ from . import (
 )
 from ._algorithm import Algorithm as Algorithm, MetaLearner as MetaLearner
 from ._compile import compiler_options as compiler_options
-from ._episode import Episode as Episode, Examples as Examples, check_values as check_values
+from ._episode import (
+    Episode as Episode,
+    Examples as Examples,
+    MaskedExamples as MaskedExamples,
+    check_values as check_values,
+)
 from ._hyperparameter import (
     Hyperparameter as Hyperparameter,
     fixed as fixed,
     learned as learned,
     trainable as trainable,
 )
+from ._normal import Normal as Normal
 from .learners import (
     maml as maml,
     mann as mann,
