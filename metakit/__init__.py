@@ -37,11 +37,13 @@ from .learners import (
     matching as matching,
     meta_lstm as meta_lstm,
     metagan as metagan,
+    neural_process as neural_process,
     prototypical as prototypical,
     relation as relation,
     reptile as reptile,
     ridge as ridge,
     snail as snail,
+    statistician as statistician,
     versa as versa,
 )
 

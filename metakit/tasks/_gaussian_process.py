@@ -139,7 +139,9 @@ def gp_kernel(tasks: GaussianProcessCurves, key: PRNGKey) -> GaussianProcess:
     True
     """
     length_key, scale_key = jax.random.split(jax.random.split(key, 4)[0])
-    return GaussianProcess(uniform(length_key, tasks.length_scale, ()), uniform(scale_key, tasks.scale, ()), tasks.noise)
+    return GaussianProcess(
+        uniform(length_key, tasks.length_scale, ()), uniform(scale_key, tasks.scale, ()), tasks.noise
+    )
 
 
 @typed
