@@ -18,6 +18,14 @@ from metakit.learners import neural_process
 from metakit.learners.neural_process import Attention, LatentPath, NeuralProcess, adapt, diagnostics, meta_loss, predict
 
 KINDS = ("uniform", "laplace", "dot", "multihead")
+
+
+def only(*default):
+    """All kinds, those that are not named in the slow run: each costs seconds of compilation."""
+    marks = {kind: [] if kind in default else [pytest.mark.slow] for kind in KINDS}
+    return pytest.mark.parametrize("attention", [pytest.param(kind, marks=marks[kind]) for kind in KINDS])
+
+
 CURVES = mk.tasks.GaussianProcessCurves(shot=(2, 5), queries=4)
 
 
@@ -30,9 +38,11 @@ def plain(n, key):
     return mk.Examples(jax.random.normal(key, (n, 1)), jax.random.normal(jax.random.fold_in(key, 1), (n, 1)))
 
 
-@eqx.filter_jit
-def outputs(learner, support, x, key):
-    return predict(adapt(learner, support), x, key)
+# Compiled, since op-by-op dispatch is most of the time of tests this small.
+outputs = eqx.filter_jit(lambda learner, support, x, key: predict(adapt(learner, support), x, key))
+adapt_to, predict_by = eqx.filter_jit(adapt), eqx.filter_jit(predict)
+terms_of, loss_of = eqx.filter_jit(diagnostics), eqx.filter_jit(meta_loss)
+sample = eqx.filter_jit(CURVES)
 
 
 def assert_same(a, b, atol=1e-12):
@@ -105,22 +115,22 @@ def test_heads_equal_a_loop(key):
     np.testing.assert_allclose(attention(x, context, values, jnp.ones(3, bool)), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("attention", KINDS)
+@only("uniform", "multihead")
 def test_an_empty_context_is_a_prediction_without_nan(attention, key):
     """Catches 0/0 in a mean or a softmax over nothing, in the value or in the gradient."""
     learner = make(key, attention=attention, latent=True)
-    episode = CURVES(key)
+    episode = sample(key)
     empty = mk.Episode(mk.MaskedExamples(episode.support.x, episode.support.y, jnp.zeros(5, bool)), episode.query)
     loss, gradient = eqx.filter_jit(eqx.filter_value_and_grad(meta_loss))(learner, empty, key)
     assert jnp.isfinite(loss)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert jnp.isfinite(outputs(learner, empty.support, episode.query.x, key).mean).all()
-    assert diagnostics(learner, empty, key).context_log_density == 0
+    assert terms_of(learner, empty, key).context_log_density == 0
 
 
 def test_padding_that_is_not_finite_reaches_no_gradient(key):
     """Catches NaN times zero in the backward pass."""
-    learner, episode = make(key, attention="multihead", latent=True), CURVES(key)
+    learner, episode = make(key, attention="multihead", latent=True), sample(key)
     support = episode.support
     junk = jnp.where(support.mask[:, None], support.x, jnp.nan)
     task = mk.Episode(mk.MaskedExamples(junk, junk, support.mask), episode.query)
@@ -137,7 +147,7 @@ def test_scales_stay_in_their_bounds(key):
     )
     learner = eqx.tree_at(lambda l: (l.decoder, l.latent), learner, wild)
     support = plain(20, key)
-    latent = adapt(learner, support).latent
+    latent = adapt_to(learner, support).latent
     assert (latent.scale >= 0.1).all()
     assert (latent.scale <= 1.0).all()
     assert latent.scale.min() < 0.2
@@ -164,21 +174,21 @@ def test_the_scale_is_the_published_function(key):
 def test_the_loss_is_minus_the_bound_per_target(options, key):
     """Catches targets that leave the context out, a mean over the padding, a KL in the other direction, per point, or
     from the wrong set."""
-    learner, episode = make(key, **options), CURVES(jax.random.key(1))
+    learner, episode = make(key, **options), sample(jax.random.key(1))
     n = int(episode.support.mask.sum())
     assert n < 5
     support = mk.Examples(episode.support.x[:n], episode.support.y[:n])
     targets = mk.Examples(*(jnp.concatenate(part) for part in zip(leaves(support), leaves(episode.query), strict=True)))
-    adapted, kl = adapt(learner, support), 0.0
+    adapted, kl = adapt_to(learner, support), 0.0
     if options:
-        posterior = adapt(learner, targets).latent
+        posterior = adapt_to(learner, targets).latent
         kl = posterior.kl(adapted.latent).sum()
         adapted = eqx.tree_at(lambda a: a.latent, adapted, posterior)
     # The same key draws the same z.
-    nats = predict(adapted, targets.x, key).log_density(targets.y)
+    nats = predict_by(adapted, targets.x, key).log_density(targets.y)
     expected = -(nats.sum() - kl) / (n + 4)
-    np.testing.assert_allclose(meta_loss(learner, episode, key), expected, rtol=1e-10)
-    terms = diagnostics(learner, episode, key)
+    np.testing.assert_allclose(loss_of(learner, episode, key), expected, rtol=1e-10)
+    terms = terms_of(learner, episode, key)
     np.testing.assert_allclose(terms.context_log_density, nats[:n].mean(), rtol=1e-10)
     np.testing.assert_allclose(terms.target_log_density, nats[n:].mean(), rtol=1e-10)
     np.testing.assert_allclose(terms.kl, kl, rtol=1e-10)
@@ -191,20 +201,20 @@ def leaves(examples):
 def test_targets_equal_to_the_context_have_no_kl(key):
     """T21. Catches a posterior that differs from the prior on the same set: a copy of the context is nothing new."""
     learner, support = make(key, latent=True), plain(4, key)
-    terms = diagnostics(learner, mk.Episode(support, support), key)
+    terms = terms_of(learner, mk.Episode(support, support), key)
     np.testing.assert_allclose(terms.kl, 0.0, atol=1e-14)
     np.testing.assert_allclose(
-        meta_loss(learner, mk.Episode(support, support), key), -terms.target_log_density, rtol=1e-12
+        loss_of(learner, mk.Episode(support, support), key), -terms.target_log_density, rtol=1e-12
     )
 
 
 def test_one_key_is_one_function(key):
     """Catches a z for every point: two calls with one key belong to one curve, another key to another."""
-    adapted = adapt(make(key, latent=True), plain(4, key))
+    adapted = adapt_to(make(key, latent=True), plain(4, key))
     x = jnp.linspace(-1, 1, 6)[:, None]
-    together = predict(adapted, x, key)
-    np.testing.assert_allclose(predict(adapted, x[4:], key).mean, together.mean[4:], rtol=1e-12)
-    assert np.abs(predict(adapted, x, jax.random.key(1)).mean - together.mean).min() > 0
+    together = predict_by(adapted, x, key)
+    np.testing.assert_allclose(predict_by(adapted, x[4:], key).mean, together.mean[4:], rtol=1e-12)
+    assert np.abs(predict_by(adapted, x, jax.random.key(1)).mean - together.mean).min() > 0
 
 
 def test_several_targets_add_their_densities(key):
@@ -212,36 +222,36 @@ def test_several_targets_add_their_densities(key):
     learner = NeuralProcess(2, 3, width=8, encoder_depth=1, decoder_depth=1, key=key)
     x, y = jax.random.normal(key, (4, 2)), jax.random.normal(key, (4, 3))
     examples = mk.Examples(x, y)
-    prediction = predict(adapt(learner, examples), x)
+    prediction = predict_by(adapt_to(learner, examples), x)
     expected = -prediction.log_density(y).sum(1).mean()
-    np.testing.assert_allclose(meta_loss(learner, mk.Episode(examples, examples)), expected, rtol=1e-12)
+    np.testing.assert_allclose(loss_of(learner, mk.Episode(examples, examples)), expected, rtol=1e-12)
     np.testing.assert_allclose(mk.metrics.log_density(prediction, y), -expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("attention", KINDS)
+@only("laplace")
 def test_gradient_equals_central_differences(attention, key):
     """Catches a gradient cut by a mask, by the length scale, or missing for the floor."""
     learner = make(key, attention=attention, latent=True, min_scale=mk.learned(0.1))
-    episode = CURVES(jax.random.key(1))
-    assert_gradient_is_central_difference(lambda m: meta_loss(m, episode, key), learner, step=1e-6, rtol=1e-6)
+    episode = sample(jax.random.key(1))
+    assert_gradient_is_central_difference(lambda m: loss_of(m, episode, key), learner, step=1e-6, rtol=1e-6)
 
 
 def test_paths_can_be_left_out(key):
     """Catches a decoder of the wrong size, and a deterministic path that sneaks back in."""
     support, x = plain(4, key), jnp.zeros((2, 1))
     alone = make(key, latent=True, deterministic=False)
-    adapted = adapt(alone, support)
+    adapted = adapt_to(alone, support)
     assert adapted.values is None
-    assert predict(adapted, x, key).shape == (2, 1)
-    assert adapt(make(key), support).latent is None
+    assert predict_by(adapted, x, key).shape == (2, 1)
+    assert adapt_to(make(key), support).latent is None
 
 
 def test_float32_under_64_bits(key):
     """Catches a constant of another dtype, which strict promotion refuses."""
     small = jax.tree.map(lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, make(key, latent=True))
-    episode = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, CURVES(key))
-    assert meta_loss(small, episode, key).dtype == jnp.float32
-    assert outputs(small, episode.support, episode.query.x, key).dtype == jnp.float32
+    episode = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, sample(key))
+    assert eqx.filter_eval_shape(meta_loss, small, episode, key).dtype == jnp.float32
+    assert eqx.filter_eval_shape(outputs, small, episode.support, episode.query.x, key).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

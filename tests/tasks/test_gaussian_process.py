@@ -21,7 +21,7 @@ def assert_mean(samples, expected):
     """The expected value lies within five standard errors of the mean of independent samples."""
     samples = np.asarray(samples)
     error = samples.std(ddof=1) / math.sqrt(len(samples))
-    assert abs(samples.mean() - expected) < 5 * error, (samples.mean(), expected, error)
+    assert abs(samples.mean() - expected) <= 5 * error, (samples.mean(), expected, error)
 
 
 def keys(count):
@@ -87,7 +87,9 @@ def test_curves_have_the_kernels_covariance(tasks):
     process = jax.vmap(lambda key: gp_kernel(tasks, key))(keys(20_000))
     length_scale, scale = np.asarray(process.length_scale), np.asarray(process.scale)
     for i, j in ((0, 0), (1, 1), (0, 1), (1, 2)):
-        expected = scale**2 * np.exp(-((x[:, i] - x[:, j]) ** 2) / (2 * length_scale**2)) + (i == j) * tasks.noise**2
+        expected = (
+            scale**2 * np.exp(-((x[:, i] - x[:, j]) ** 2) / (2 * length_scale**2)) + float(i == j) * tasks.noise**2
+        )
         excess = y[:, i] * y[:, j] - expected
         assert_mean(excess, 0.0)
         # Also against the kernel itself: another task's kernel would have the right mean.
@@ -134,13 +136,13 @@ def densities(tasks, task, key):
     scores = {}
     for floor in (0.0, 0.1):
         best = gp_posterior(process, task.support, task.query.x, min_scale=floor)
-        scores[floor] = mk.metrics.log_density(best, task.query.y)
+        scores[str(floor)] = mk.metrics.log_density(best, task.query.y)
         expected = -0.5 * math.log(2 * math.pi) - jnp.log(best.scale) - 0.5 * jnp.square(exact.scale / best.scale)
-        scores["expected", floor] = jnp.mean(expected)
+        scores[f"expected {floor}"] = jnp.mean(expected)
     # The published notebook's metric counts the context, too, which the best predictor returns to within the floor.
     context, new = jnp.sum(task.support.mask).astype(exact.dtype), jnp.arange(2.0, 10.0)
     at_context = -0.5 * math.log(2 * math.pi) - math.log(0.1)
-    scores["notebook"] = jnp.mean((context * at_context + new * scores["expected", 0.1]) / (context + new))
+    scores["notebook"] = jnp.mean((context * at_context + new * scores["expected 0.1"]) / (context + new))
     return scores
 
 
@@ -150,13 +152,13 @@ def test_golden_values_of_the_published_task():
     tasks = GaussianProcessCurves()
     scores = mk.evaluate.scores_of(eqx.Partial(densities, tasks), tasks, jax.random.key(1), num_tasks=20_000)
     # Ours by 400,000 tasks, in 32 bits: -0.0904, -0.1980 and 0.6075, each to within 0.001.
-    for name, golden in ((0.0, -0.091), (0.1, -0.200), ("notebook", 0.604)):
+    for name, golden in (("0.0", -0.091), ("0.1", -0.200), ("notebook", 0.604)):
         samples = np.asarray(scores[name])
         error = samples.std(ddof=1) / math.sqrt(len(samples))
         assert abs(samples.mean() - golden) < 5 * error, (name, samples.mean(), golden, error)
         assert error < 0.01
-    for floor in (0.0, 0.1):
-        assert_mean(scores[floor] - scores["expected", floor], 0.0)
+    for floor in ("0.0", "0.1"):
+        assert_mean(scores[floor] - scores[f"expected {floor}"], 0.0)
 
 
 def test_no_other_scale_or_mean_does_better():
@@ -186,7 +188,7 @@ def test_changing_a_number_compiles_nothing_again_and_32_bits_stay_so():
         traces.append(None)
         return tasks(key)
 
-    for tasks in (SKEWED, eqx.tree_at(lambda t: t.noise, SKEWED, jnp.asarray(0.3))):
+    for tasks in (SKEWED, eqx.tree_at(lambda t: t.noise, SKEWED, jnp.full_like(SKEWED.noise, 0.3))):
         sample(tasks, jax.random.key(0))
     assert len(traces) == 1
     small = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), SKEWED)
