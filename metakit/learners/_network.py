@@ -10,7 +10,8 @@ from jaxtyping import Array
 
 from metakit import losses, nn
 from metakit._episode import Examples
-from metakit.learners._labels import require_unmasked
+
+from ._labels import require_unmasked
 
 
 def check_model(model: Any) -> None:
