@@ -287,7 +287,7 @@ def trained(learner, tasks, num_steps, rate=2e-3):
     return mk.train.run_steps(neural_process, optimiser, state, tasks, num_steps=num_steps, meta_batch=16)[0].learner
 
 
-def density(algorithm, learner, tasks, num_tasks=2000):
+def density(algorithm, learner, tasks, num_tasks=1000):
     metrics = {"log_density": mk.metrics.log_density, "error": mk.metrics.mean_squared_error}
     return mk.evaluate.scores(algorithm, learner, tasks, jax.random.key(6), num_tasks=num_tasks, metrics=metrics)
 
@@ -313,7 +313,7 @@ def test_a_trained_learner_beats_its_untrained_self_but_not_the_oracle(options):
     with jax.enable_x64(False):
         tasks = mk.tasks.GaussianProcessCurves()
         learner = NeuralProcess(1, 1, width=32, latent_size=16, key=jax.random.key(0), **options)
-        scores = density(neural_process, trained(learner, tasks, 1000), tasks)
+        scores = density(neural_process, trained(learner, tasks, 600), tasks)
         untrained, best = density(neural_process, learner, tasks), density(oracle(tasks), None, tasks)
         for name, better in (("log_density", 1), ("error", -1)):
             gain = mk.evaluate.paired_difference(better * scores[name], better * untrained[name])
@@ -322,7 +322,8 @@ def test_a_trained_learner_beats_its_untrained_self_but_not_the_oracle(options):
             assert gap.high > 0, (name, gap)
         reached = mk.evaluate.student_t(scores["log_density"])
         assert reached.low > mk.evaluate.student_t(untrained["log_density"]).high
-        assert reached.mean > -1.0
+        # Standard normal predictions, the best that ignore the support set, reach -0.5 log(2 pi) - 0.5.
+        assert reached.low > -1.419
         assert reached.low < -0.2
 
 
