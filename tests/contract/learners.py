@@ -389,8 +389,7 @@ ROWS = [
         slow=True,
     ),
     Row("versa", versa, versa_classifier, clusters, accuracy, random=True),
-    Row("conditional_neural_process", neural_process, neural(), curves, density, slow=True),
-    Row("neural_process", neural_process, neural(latent=True), curves, density, random=True, slow=True),
+    Row("conditional_neural_process", neural_process, neural(), curves, density),
     Row(
         "attentive_neural_process",
         neural_process,
@@ -398,6 +397,7 @@ ROWS = [
         curves,
         density,
         random=True,
+        slow=True,
     ),
     Row(
         "statistician",

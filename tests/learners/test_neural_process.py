@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 from _metric import assert_gradient_is_central_difference
 
 import metakit as mk
@@ -50,11 +51,10 @@ def assert_same(a, b, atol=1e-12):
     np.testing.assert_allclose(a.scale, b.scale, atol=atol)
 
 
-@pytest.mark.parametrize("latent", [False, True])
-@pytest.mark.parametrize("attention", KINDS)
-def test_neither_order_nor_copies_nor_padding_of_the_context_matter(attention, latent, key):
+@only("uniform", "multihead")
+def test_neither_order_nor_copies_nor_padding_of_the_context_matter(attention, key):
     """T21. Catches a sum for a mean, a softmax over the queries, and padding that is attended to."""
-    learner, support = make(key, attention=attention, latent=latent), plain(5, jax.random.fold_in(key, 2))
+    learner, support = make(key, attention=attention, latent=True), plain(5, jax.random.fold_in(key, 2))
     x = jnp.linspace(-2, 2, 3)[:, None]
     expected = outputs(learner, support, x, key)
     order = jnp.array([3, 0, 4, 1, 2])
@@ -108,14 +108,16 @@ def test_heads_equal_a_loop(key):
     """Catches heads that are mixed up, or concatenated where they should be added through their own projections."""
     attention = Attention("multihead", in_size=1, value_size=4, width=6, num_heads=2, key=key)
     x, context, values = (jax.random.normal(jax.random.fold_in(key, i), (3, n)) for i, n in enumerate((1, 1, 4)))
-    q, k, h, expected = attention.embed(x), attention.embed(context), attention.heads, 0
+    both = eqx.filter_jit(lambda a: (a.embed(x), a.embed(context), a(x, context, values, jnp.ones(3, bool))))
+    q, k, given = map(np.asarray, both(attention))
+    h, expected = jax.tree.map(np.asarray, attention.heads), 0
     for i in range(2):
         scores = (q @ h.query[i]) @ (k @ h.key[i]).T / np.sqrt(2)
-        expected = expected + jax.nn.softmax(scores, axis=1) @ (values @ h.value[i]) @ h.output[i]
-    np.testing.assert_allclose(attention(x, context, values, jnp.ones(3, bool)), expected, rtol=1e-10)
+        expected = expected + scipy.special.softmax(scores, axis=1) @ (np.asarray(values) @ h.value[i]) @ h.output[i]
+    np.testing.assert_allclose(given, expected, rtol=1e-10)
 
 
-@only("uniform", "multihead")
+@only("multihead")
 def test_an_empty_context_is_a_prediction_without_nan(attention, key):
     """Catches 0/0 in a mean or a softmax over nothing, in the value or in the gradient."""
     learner = make(key, attention=attention, latent=True)
@@ -228,7 +230,7 @@ def test_several_targets_add_their_densities(key):
     np.testing.assert_allclose(mk.metrics.log_density(prediction, y), -expected, rtol=1e-12)
 
 
-@only("laplace")
+@only()
 def test_gradient_equals_central_differences(attention, key):
     """Catches a gradient cut by a mask, by the length scale, or missing for the floor."""
     learner = make(key, attention=attention, latent=True, min_scale=mk.learned(0.1))
@@ -278,7 +280,7 @@ def test_float32_under_64_bits(key):
 def test_wrong_options_and_data_are_refused(build, message, key):
     """Catches an option that falls back in silence, and data that broadcasts to a plausible number."""
     with pytest.raises(ValueError, match=message):
-        build(key)
+        eqx.filter_eval_shape(build, key)
 
 
 def trained(learner, tasks, num_steps, rate=2e-3):

@@ -101,10 +101,14 @@ class ImageEncoder(eqx.Module):
 
 
 class ImageDecoder(eqx.Module):
-    """A linear layer and three doublings (each pixel repeated, then a convolution) to the logits of an image.
+    r"""A linear layer and three doublings to the logits of an image.
 
-    **Arguments:** `in_size`, features of latents and context together; the others as in `ImageEncoder`, whose mirror
-    image it is, with one convolution for each doubling.
+    The first two repeat each pixel and convolve, norm and ReLU. The last is a pixel shuffle: a convolution gives each
+    pixel of the smaller map the four of the larger one that lie in it. Convolutions on the whole image would cost more
+    than all the others together.
+
+    **Arguments:** `in_size`, features of latents and context together; the others as in `ImageEncoder`, whose feature
+    maps it has in reverse order, with one convolution for each doubling.
 
     **Returns** (of a call): logits `[n, out_channels, image_size, image_size]` for `[n, in_size]`.
 
@@ -113,6 +117,8 @@ class ImageDecoder(eqx.Module):
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> mk.statistician.ImageDecoder(5, 1, 28, width=4, key=jax.random.key(0))(jnp.ones((2, 5))).shape
     (2, 1, 28, 28)
+
+    **Source:** of the pixel shuffle, Shi et al. 2016, section 3.2, https://arxiv.org/abs/1609.05158.
     """
 
     first: nn.Linear
@@ -131,25 +137,30 @@ class ImageDecoder(eqx.Module):
         key: PRNGKey,
     ):
         check_sizes(in_size=in_size, out_channels=out_channels, image_size=image_size, width=width)
-        first_key, last_key, *keys = jax.random.split(key, 5)
-        channels = [4 * width, 4 * width, 2 * width, width]
+        first_key, last_key, *keys = jax.random.split(key, 4)
+        channels = [4 * width, 2 * width, width]
         features = channels[0] * _sides(image_size)[-1] ** 2
         self.first = nn.Linear(in_size, features, weight_init=nn.xavier_uniform, key=first_key)
         self.layers = tuple(
             Convolution(source, out, 1, norm, k)
             for (source, out), k in zip(itertools.pairwise(channels), keys, strict=True)
         )
-        self.last = nn.Conv2d(width, out_channels, 3, key=last_key)
+        self.last = nn.Conv2d(width, 4 * out_channels, 3, key=last_key)
         self.image_size = image_size
 
     @typed
     def __call__(self, hidden: Float[Array, "n hidden"]) -> Float[Array, "n c h w"]:
-        *larger, side = _sides(self.image_size)
+        whole, *halves = _sides(self.image_size)
+        *larger, side = halves
         x = jax.nn.relu(self.first(hidden)).reshape(hidden.shape[0], side, side, -1)
         for layer, side in zip(self.layers, larger[::-1], strict=True):
             # An odd side is one short of twice the smaller one.
             x = layer(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :side, :side])
-        return jnp.moveaxis(self.last.channels_last(x), -1, 1)
+        fours = self.last.channels_last(x)
+        n, h, w, channels = fours.shape
+        # [n, h, w, (down, right, c)] to [n, c, (h, down), (w, right)]
+        pixels = jnp.transpose(fours.reshape(n, h, w, 2, 2, channels // 4), (0, 5, 1, 3, 2, 4))
+        return pixels.reshape(n, channels // 4, 2 * h, 2 * w)[:, :, :whole, :whole]
 
 
 def of_images(
