@@ -1,5 +1,8 @@
 """The Neural Statistician: the evidence of a linear-Gaussian model, set identities, KL classification, and errors."""
 
+import importlib
+import pathlib
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ import metakit as mk
 from metakit.learners import statistician
 from metakit.learners.statistician import Statistician, adapt, diagnostics, meta_loss, of_images, of_vectors, predict
 from metakit.learners.statistician._functions import _log_likelihood, _Noise, bound
+from metakit.learners.statistician._images import pixel_shuffle
 
 
 def make(key, in_size=4, **options):
@@ -203,9 +207,20 @@ def tiny_images(key, side=8, **options):
 def test_images_have_a_bernoulli_likelihood(key):
     """Catches a likelihood of logits taken for probabilities, or a mean over pixels."""
     x, logits = images(key).x, np.linspace(-2, 2, 256).reshape(4, 1, 8, 8)
-    nats = _log_likelihood(tiny_images(key), jnp.asarray(logits), x)
+    nats = _log_likelihood(_general(key, likelihood="bernoulli"), jnp.asarray(logits), x)
     expected = scipy.stats.bernoulli.logpmf(np.asarray(x, int), 1 / (1 + np.exp(-logits))).sum((1, 2, 3))
     np.testing.assert_allclose(nats, expected, rtol=1e-10)
+
+
+def test_a_pixel_shuffle_keeps_places():
+    """Catches a reshape without its transpose: an image cut into stripes, which a decoder could only learn around."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 8))
+    shuffled = pixel_shuffle(jnp.asarray(x))
+    assert shuffled.shape == (2, 2, 6, 8)
+    for down in range(2):
+        for right in range(2):
+            expected = np.moveaxis(x[..., 2 * (2 * down + right) :][..., :2], -1, 1)
+            np.testing.assert_array_equal(shuffled[:, :, down::2, right::2], expected)
 
 
 @pytest.mark.parametrize("side", [pytest.param(8, marks=pytest.mark.slow), 11])
@@ -284,6 +299,19 @@ def sets(key, way=3, shot=1, queries=5):
     y = jnp.broadcast_to(jnp.arange(way)[:, None], (way, n))
     part = lambda cut: mk.Examples(x[:, cut].reshape(-1, 4), y[:, cut].reshape(-1), way=way)
     return mk.Episode(part(slice(shot)), part(slice(shot, None)))
+
+
+@pytest.mark.slow
+def test_the_example_trains_resumes_and_tests(tmp_path, monkeypatch):
+    """Catches an example that no longer runs, or that starts again instead of going on."""
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2] / "examples")
+    example = importlib.import_module("statistician")
+    options = {"sets": 4, "filters": 2, "context_size": 4, "num_tasks": 20, "validate_every": 2}
+    with jax.enable_x64(False):
+        reached = example.main(tmp_path / "run", steps=4, **options)
+        assert 0 <= reached.mean <= 1
+        # The run is complete, so its best learner is tested again.
+        assert example.main(tmp_path / "run", steps=4, **options).mean == reached.mean
 
 
 @pytest.mark.slow

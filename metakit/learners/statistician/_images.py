@@ -156,11 +156,14 @@ class ImageDecoder(eqx.Module):
         for layer, side in zip(self.layers, larger[::-1], strict=True):
             # An odd side is one short of twice the smaller one.
             x = layer(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :side, :side])
-        fours = self.last.channels_last(x)
-        n, h, w, channels = fours.shape
-        # [n, h, w, (down, right, c)] to [n, c, (h, down), (w, right)]
-        pixels = jnp.transpose(fours.reshape(n, h, w, 2, 2, channels // 4), (0, 5, 1, 3, 2, 4))
-        return pixels.reshape(n, channels // 4, 2 * h, 2 * w)[:, :, :whole, :whole]
+        return pixel_shuffle(self.last.channels_last(x))[:, :, :whole, :whole]
+
+
+def pixel_shuffle(x: Float[Array, "n h w four_c"]) -> Float[Array, "n c h2 w2"]:
+    """Images of twice the side, from the four pixels (down, right) that each place holds in its channels."""
+    n, h, w, channels = x.shape
+    fours = x.reshape(n, h, w, 2, 2, channels // 4)
+    return jnp.transpose(fours, (0, 5, 1, 3, 2, 4)).reshape(n, channels // 4, 2 * h, 2 * w)
 
 
 def of_images(
