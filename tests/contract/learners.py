@@ -17,11 +17,13 @@ from metakit.learners import (
     matching,
     meta_lstm,
     metagan,
+    neural_process,
     prototypical,
     relation,
     reptile,
     ridge,
     snail,
+    statistician,
     versa,
 )
 
@@ -63,6 +65,7 @@ class Row(NamedTuple):
 # Tasks
 
 sinusoid = mk.tasks.Sinusoid(shot=5, queries=5)
+curves = mk.tasks.GaussianProcessCurves(shot=(2, 5), queries=5)
 
 
 def clusters(key, way=3, shot=2, queries=3, loudness=3.0):
@@ -187,6 +190,17 @@ def versa_classifier(key):
     return versa.Versa(embed, versa.Amortiser(4, key=head_key), num_samples=4)
 
 
+def neural(**options):
+    """A neural process of curves."""
+
+    def make(key):
+        return neural_process.NeuralProcess(
+            1, 1, width=8, latent_size=3, encoder_depth=1, decoder_depth=1, num_heads=2, key=key, **options
+        )
+
+    return make
+
+
 def users_ridge(key):
     embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=key)
     return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
@@ -255,7 +269,7 @@ def each_players_own(learner, task, key):
 
 no_steps = functools.partial(maml.with_num_steps, num_steps=0)
 sgd = mk.inner.SGD(0.05)
-error, accuracy = mk.metrics.mean_squared_error, mk.metrics.accuracy
+error, accuracy, density = mk.metrics.mean_squared_error, mk.metrics.accuracy, mk.metrics.log_density
 
 ROWS = [
     Row("maml", maml, regressor(maml.MAML, inner=sgd, num_steps=3), sinusoid, error, no_steps),
@@ -378,5 +392,23 @@ ROWS = [
         slow=True,
     ),
     Row("versa", versa, versa_classifier, clusters, accuracy, random=True),
+    Row("conditional_neural_process", neural_process, neural(), curves, density),
+    Row(
+        "attentive_neural_process",
+        neural_process,
+        neural(latent=True, attention="multihead"),
+        curves,
+        density,
+        random=True,
+        slow=True,
+    ),
+    Row(
+        "statistician",
+        statistician,
+        lambda key: statistician.of_vectors(6, context_size=2, latent_size=2, width=8, depth=1, key=key),
+        clusters,
+        accuracy,
+        random=True,
+    ),
     Row("own_learner", own_learner, users_ridge, clusters, accuracy),
 ]

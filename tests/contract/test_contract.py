@@ -89,12 +89,12 @@ def test_it_is_an_algorithm(row):
         assert parameters["key"].default is None
 
     task, key = row.make_task(jax.random.key(3)), jax.random.key(4)
-    outputs = eqx.filter_eval_shape(predictions, row.algorithm, make_learner(row), task, key)
+    outputs = jax.tree.leaves(eqx.filter_eval_shape(predictions, row.algorithm, make_learner(row), task, key))
     n, way = len(task.query.x), task.query.way
-    assert outputs.shape == (task.query.y.shape if way is None else (n, way))
+    assert {output.shape for output in outputs} == {task.query.y.shape if way is None else (n, way)}
     loss = eqx.filter_eval_shape(row.algorithm.meta_loss, make_learner(row), task, key)
     assert loss.shape == ()
-    assert loss.dtype == outputs.dtype == jnp.float64
+    assert {loss.dtype, *(output.dtype for output in outputs)} == {jnp.dtype("float64")}
 
 
 @each
@@ -354,6 +354,32 @@ def test_one_query_without_its_axis_raises(row):
     adapted = row.algorithm.adapt(make_learner(row), task.support, key)
     with pytest.raises((ValueError, TypeError)):
         row.algorithm.predict(adapted, task.query.x[0], key)
+
+
+@each
+def test_padding_is_refused_or_without_effect(row):
+    """Catches a learner that takes the padding of a `MaskedExamples` for data, which gives a plausible loss."""
+    task, key = row.make_task(jax.random.key(3)), jax.random.key(4)
+    # The example of a user's own learner has no type checks to refuse it.
+    if row.name == "own_learner":
+        return
+    support = task.support
+    mask = getattr(support, "mask", jnp.ones(len(support.x), bool))
+    # One example more, far from all others, with a target of its own.
+    x, y = (jnp.concatenate([part, 7 * part[:1] + 1]) for part in (support.x, support.y))
+    y = y if support.way is None else y % support.way
+    padded = mk.MaskedExamples(x, y, jnp.append(mask, False), way=support.way)
+    for function, argument in (
+        (row.algorithm.adapt, padded),
+        (row.algorithm.meta_loss, mk.Episode(padded, task.query)),
+    ):
+        try:
+            function(make_learner(row), argument, key)
+        except (ValueError, TypeError):
+            continue
+        # Two programs of different shapes add up in another order.
+        loss = row.algorithm.meta_loss(make_learner(row), mk.Episode(padded, task.query), key)
+        np.testing.assert_allclose(loss, row.algorithm.meta_loss(make_learner(row), task, key), rtol=1e-10)
 
 
 @each_classifier
