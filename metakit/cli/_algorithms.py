@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -90,6 +90,7 @@ class Entry:
     - `optimiser`: of the outer loop.
     - `as_tested`: the learner as it is tested, where that differs.
     - `untrained`: how a learner that was not meta-trained does its best: what that is, and the learner.
+    - `chunk`: how many tasks of a device run at once, as in `mk.train.fit`.
     - `reports_steps`: whether the test score after each inner step is reported, which takes `maml.path`.
     """
 
@@ -103,6 +104,7 @@ class Entry:
     optimiser: Callable[[Settings], optax.GradientTransformation] = adam
     as_tested: Callable[[Settings, Any], Any] = _as_it_is
     untrained: Callable[[Settings, Any], tuple[str, Any]] | None = None
+    chunk: int | Literal["auto"] | None = "auto"
     reports_steps: bool = False
 
 
@@ -191,6 +193,7 @@ ALGORITHMS = {
         uses=_ADAM,
         images=SEQUENCES,
         fixed_way=True,
+        chunk=None,  # a step of one sequence reads every weight for a single product
     ),
 }
 

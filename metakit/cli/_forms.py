@@ -137,7 +137,8 @@ class ImageSequences(AbstractForm):
 
     def scores(self, algorithm: Any, learner: Any, sampler: Sampler, key: Any, *, num_tasks: int) -> dict[str, Any]:
         del algorithm
-        found = evaluate.scores_of(eqx.Partial(mann.diagnostics, learner), sampler, key, num_tasks=num_tasks)
+        diagnose = eqx.Partial(mann.diagnostics, learner)
+        found = evaluate.scores_of(diagnose, sampler, key, num_tasks=num_tasks, chunk=min(num_tasks, 32))
         return {"accuracy": jnp.mean(found.correct, axis=1), "presentation": found.accuracy}
 
     def in_words(self, settings: Settings) -> str:

@@ -138,10 +138,12 @@ def reptile_as_tested(settings: Settings, learner: Any) -> Any:
 
 
 def meta_lstm_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """The published network has 32 filters and pools; for small images it strides, for time."""
     channels, size = _channels_and_size(pool)
     network_key, update_key = jax.random.split(key)
+    stride = 2 if (channels, size) == (1, 28) else 1
     return meta_lstm.MetaLSTM(
-        nn.conv4_32(settings.way, in_channels=channels, image_size=size, key=network_key),
+        nn.Conv4(channels, size, out_size=settings.way, width=32, stride=stride, norm=_published_norm, key=network_key),
         update=meta_lstm.LearnedUpdate(key=update_key),
         num_steps=settings.inner_steps,
         norm_policy=settings.norm_policy,

@@ -126,8 +126,11 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "r2d2": _STRIDED_OMNIGLOT,
     "lrd2": _STRIDED_OMNIGLOT,
     "versa": _STRIDED_OMNIGLOT | {"rate": 1e-3},
-    "metagan": _METRIC_OMNIGLOT | {"way": 60},
+    "metagan": _METRIC_OMNIGLOT | {"steps": 4000},
     "snail": _METRIC_OMNIGLOT,
+    "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 10_000, "validate_every": 2000},
+    "meta-lstm": {"test_queries": 15, "steps": 5000, "validate_every": 1000},
+    "mann": {"steps": 10_000, "validate_every": 1000},
 }
 
 # Curves.

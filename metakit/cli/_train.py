@@ -113,6 +113,7 @@ def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> t
             data.train,
             num_steps=chosen.steps,
             meta_batch=chosen.meta_batch,
+            chunk=ALGORITHMS[chosen.algorithm].chunk,
             validate=validate,
             validate_every=chosen.validate_every,
             best=form.best,

@@ -11,13 +11,14 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 import metakit as mk
 from metakit.cli import _data, _evaluate, _run_folder, _train, main
 from metakit.cli._algorithms import ALGORITHMS, OPTIONAL, as_tested, build_learner
 from metakit.cli._config import DATA, Train, UsageError, explicit, settings
-from metakit.cli._presets import check_given, preset
+from metakit.cli._presets import check_given, default_data, preset
 from metakit.cli._report import as_command
 
 LINEAR = ["train", "maml", "--data", "linear", "--smoke", "--no-compilation-cache"]
@@ -388,3 +389,24 @@ def test_list_shows_every_algorithm(capsys):
     shown = capsys.readouterr().out
     for name in ALGORITHMS:
         assert name in shown
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMANDS = sorted(
+    {
+        found.strip()
+        for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
+        for found in re.findall(r"metakit train [a-z][^`#&|\n]*", page.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_in_the_docs_are_commands(command):
+    """Catches a figure whose command no longer exists, or asks for what its algorithm would not use."""
+    words = command.replace("--seed S", "--seed 0").split()[2:]
+    options = tyro.cli(Train, args=words)
+    if options.resume is not None:
+        return
+    data = options.data or default_data(options.algorithm)
+    check_given(explicit(options), settings(options, data, preset(options.algorithm, data)))
