@@ -42,3 +42,4 @@ from ._temporal import (
     CausalDense as CausalDense,
     TemporalConvolution as TemporalConvolution,
 )
+from ._trunk import GRU as GRU, GRUCell as GRUCell, Trunk as Trunk
