@@ -40,6 +40,8 @@ from .learners import (
     metagan as metagan,
     prototypical as prototypical,
     reptile as reptile,
+    rl_maml as rl_maml,
+    rl_squared as rl_squared,
     snail as snail,
 )
 

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -37,7 +38,7 @@ class Discrete:
 
     def encode(self, actions: Shaped[Array, "*batch"], dtype: Any) -> Float[Array, "*batch size"]:
         """One-hot vectors, as a network reads actions."""
-        return (actions[..., None] == jnp.arange(self.size, dtype=actions.dtype)).astype(dtype)
+        return jax.nn.one_hot(actions, self.size, dtype=dtype)
 
     def check(self, action: Any) -> Flag:
         """Whether one action is one of these: a Boolean scalar for use in compiled code, where nothing can raise.

@@ -40,19 +40,20 @@ class Token(eqx.Module):
 class AbstractRecurrentPolicy(eqx.Module):
     """A policy that remembers: the same network as one step at a time and as a whole sequence.
 
-    To write one, subclass it with three pure methods on *one* trial:
+    To write one, subclass it with the environment's `actions` and three pure methods on *one* trial:
 
-    - `initial_state(length) -> state`: before a trial of `length` steps, which a memory with a fixed number of places
-      needs to know.
+    - `start() -> state`: the memory before a trial.
     - `step(state, token) -> (state, distribution, value)`: one step; no array has a leading axis.
-    - `sequence(tokens) -> (distributions, values)`: a whole trial from its beginning, every array `[steps, ...]`. It
-      must equal `step` applied one by one; it is what is differentiated.
+    - `read(tokens) -> (state, distributions, values)`: a whole trial from its beginning, every array `[steps, ...]`,
+      and the memory of having read it. It must equal `step` applied one by one; it is what is differentiated.
 
     `value` is the policy's estimate of the discounted sum of the trial's rewards from here on.
     """
 
+    actions: eqx.AbstractVar[Actions]
+
     @abc.abstractmethod
-    def initial_state(self, length: int) -> Any:
+    def start(self) -> Any:
         """The memory before a trial."""
 
     @abc.abstractmethod
@@ -60,8 +61,8 @@ class AbstractRecurrentPolicy(eqx.Module):
         """The next memory, the distribution over actions, and the value."""
 
     @abc.abstractmethod
-    def sequence(self, tokens: Token) -> tuple[Any, Float[Array, " steps"]]:
-        """The distributions over actions and the values at every step of a trial."""
+    def read(self, tokens: Token) -> tuple[Any, Any, Float[Array, " steps"]]:
+        """The memory after a trial, and the distributions over actions and the values at every step of it."""
 
 
 def first_token(observation: Any, actions: Actions) -> Token:

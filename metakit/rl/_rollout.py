@@ -131,7 +131,7 @@ def trial(
 
     _, shape = eqx.filter_eval_shape(environment.reset, key)
     _check_observation(shape, environment)
-    start = (policy.initial_state(num_episodes * horizon), first_token(shape, environment.actions))
+    start = (policy.start(), first_token(shape, environment.actions))
     _, (seen, values) = jax.lax.scan(episode, start, jax.random.split(key, num_episodes))
     return as_data((Trajectories(*seen), values))
 

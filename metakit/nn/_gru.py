@@ -1,4 +1,4 @@
-"""Networks over a sequence that also run one step at a time: what a recurrent policy is built on."""
+"""The gated recurrent unit, and what a network over a sequence must offer to act while the sequence is made."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,17 +14,17 @@ from ._initialisers import xavier_uniform
 
 
 @runtime_checkable
-class Trunk(Protocol):
-    """A causal network over one sequence, in two forms that agree.
+class SequenceModel(Protocol):
+    """A causal network over one sequence: whole, or token by token with a memory, with the same numbers.
 
     A GRU is one, with its hidden state as the memory; so is a network with attention, with all it has seen as the
-    memory. Anything with these members satisfies the protocol:
+    memory. It is what a recurrent policy is built on. Anything with these members satisfies the protocol:
 
     - `in_size`, `out_size`: features in and out.
-    - `initial_state(length) -> state`: the memory before a sequence of `length` steps.
-    - `step(state, x) -> (state, y)`: one step, `x` of `[in_size]` and `y` of `[out_size]`.
-    - `sequence(x) -> y`: a whole sequence from its beginning, `[steps, in_size]` to `[steps, out_size]`; the same
-      numbers as one step after another.
+    - `start() -> state`: the memory before the first token.
+    - `step(state, x) -> (state, y)`: the next token, `x` of `[in_size]` and `y` of `[out_size]`.
+    - `read(x) -> (state, y)`: a whole sequence from its beginning, `[t, in_size]` to `[t, out_size]`, and the memory
+      of having read it.
     """
 
     @property
@@ -33,11 +33,11 @@ class Trunk(Protocol):
     @property
     def out_size(self) -> int: ...
 
-    def initial_state(self, length: int) -> Any: ...
+    def start(self) -> Any: ...
 
-    def step(self, state: Any, x: Any) -> tuple[Any, Any]: ...
+    def step(self, state: Any, x: Any, /) -> tuple[Any, Any]: ...
 
-    def sequence(self, x: Any) -> Any: ...
+    def read(self, x: Any, /) -> tuple[Any, Any]: ...
 
 
 class GRUCell(eqx.Module):
@@ -106,15 +106,22 @@ class GRUCell(eqx.Module):
 
 
 class GRU(eqx.Module):
-    """A GRU over one sequence: a `Trunk` whose memory is its hidden state, which starts at 0.
+    """A GRU over one sequence: a `SequenceModel` whose memory is its hidden state, which starts at 0.
 
-    **Arguments:** `in_size`, `size` and `key`, as in `GRUCell`. The memory has one size for sequences of any length.
+    - `gru(x)`: a whole sequence, `[t, in_size]` to `[t, size]`.
+    - `gru.read(x)`: the same, and the memory of having read it.
+    - `gru.step(state, x)`: the next token, `[in_size]`; starts from `gru.start()` or after `read`.
+
+    **Arguments:** `in_size`, `size` and `key`, as in `GRUCell`.
+
+    **Returns** (of a call): `[t, size]`, the hidden state after each token.
 
     **Raises:** what `GRUCell` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> gru = GRU(3, 2, key=jax.random.key(0))
-    >>> gru.sequence(jnp.ones((5, 3))).shape, gru.step(gru.initial_state(5), jnp.ones(3))[1].shape
+    >>> state, outputs = gru.read(jnp.ones((5, 3)))
+    >>> outputs.shape, gru.step(state, jnp.ones(3))[1].shape
     ((5, 2), (2,))
     """
 
@@ -125,17 +132,20 @@ class GRU(eqx.Module):
 
     @property
     def in_size(self) -> int:
-        """Features of the input."""
+        """Features of a token."""
         return self.cell.input_weight.shape[0]
 
     @property
     def out_size(self) -> int:
-        """Features of the output."""
+        """Features of an output, and of the memory."""
         return self.cell.size
 
-    def initial_state(self, length: int) -> Float[Array, " size"]:
-        """Zeros, whatever the length."""
-        del length
+    @typed
+    def __call__(self, x: Float[Array, "t in"]) -> Float[Array, "t size"]:
+        return self.read(x)[1]
+
+    def start(self) -> Float[Array, " size"]:
+        """Zeros."""
         return jnp.zeros_like(self.cell.candidate_bias)
 
     @typed
@@ -147,11 +157,12 @@ class GRU(eqx.Module):
         return state, state
 
     @typed
-    def sequence(self, x: Float[Array, "steps in"]) -> Float[Array, "steps size"]:
-        """The hidden state after every step of a sequence."""
+    def read(self, x: Float[Array, "t in"]) -> tuple[Float[Array, " size"], Float[Array, "t size"]]:
+        """A whole sequence from its beginning; returns the last hidden state and all of them."""
 
         def step(h: Array, drive: Array) -> tuple[Array, Array]:
             h = self.cell.step(drive[None], h)
             return h, h[0]
 
-        return jax.lax.scan(step, self.initial_state(len(x))[None], self.cell.drive(x))[1]
+        last, outputs = jax.lax.scan(step, self.start()[None], self.cell.drive(x))
+        return last[0], outputs
