@@ -71,11 +71,27 @@ def linear_baseline(
     features = baseline_features(trajectories.observations)
     features = jnp.where(mask[:, :, None], features, jnp.zeros_like(features))
     size = features.shape[2]
-    # The penalty as rows of the problem and a QR decomposition: the normal equations would square the condition
-    # number, and in 32 bits 1e-5 vanishes beside thousands of steps, so that constant observations were singular.
     ridge = jnp.sqrt(penalty).astype(features.dtype) * jnp.eye(size, dtype=features.dtype)
     rows = jnp.concatenate([features.reshape(-1, size), ridge])
     targets = jnp.concatenate([returns.reshape(-1), jnp.zeros((size,), returns.dtype)])
-    q, r = jnp.linalg.qr(rows)
-    weights = jax.scipy.linalg.solve_triangular(r, q.T @ targets)
-    return features @ weights
+    fitted = (targets - _residual(rows, targets))[:-size].reshape(returns.shape)
+    return jnp.where(mask, fitted, jnp.zeros_like(fitted))
+
+
+def _residual(rows: Float[Array, "n k"], targets: Float[Array, " n"]) -> Float[Array, " n"]:
+    """What least squares leaves of the targets, by modified Gram-Schmidt on the columns.
+
+    With the penalty as rows of the problem: the normal equations would square the condition number, and in 32 bits 1e-5
+    vanishes beside thousands of steps, so that constant observations were singular. Not `jnp.linalg.qr`: several of
+    them, batched, in one program waited for each other for ever on a CPU of two cores (JAX 0.10.2).
+    """
+
+    def step(carry: tuple[Array, Array], column: Array) -> tuple[tuple[Array, Array], None]:
+        rest, targets = carry
+        direction = rest[:, column]
+        direction = direction / jnp.sqrt(jnp.sum(direction * direction))
+        rest = rest - direction[:, None] * (direction @ rest)[None]
+        return (rest, targets - direction * (direction @ targets)), None
+
+    (_, residual), _ = jax.lax.scan(step, (rows, targets), jnp.arange(rows.shape[1]))
+    return residual
