@@ -1,4 +1,4 @@
-"""How good an action was: returns, advantages, and how they are scaled. Each on one sequence of steps; map over more."""
+"""How good an action was: returns and advantages of one sequence of steps, and how they are scaled."""
 
 import jax
 import jax.numpy as jnp

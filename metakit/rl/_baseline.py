@@ -40,9 +40,7 @@ def baseline_features(
 
 
 @typed
-def linear_baseline(
-    trajectories: Trajectories, discount: Scalar, penalty: Scalar
-) -> Float[Array, "episodes horizon"]:
+def linear_baseline(trajectories: Trajectories, discount: Scalar, penalty: Scalar) -> Float[Array, "episodes horizon"]:
     r"""The values of a linear baseline fitted to these episodes' own discounted returns.
 
     $$w = \arg\min_w \sum_t (\phi_t^\top w - G_t)^2 + \lambda \lVert w \rVert^2, \qquad V_t = \phi_t^\top w$$

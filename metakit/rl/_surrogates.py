@@ -18,7 +18,7 @@ SURROGATES: tuple[str, ...] = get_args(Surrogate)
 
 @typed
 def policy_surrogate(
-    kind: Surrogate,
+    kind: str,
     log_probs: Float[Array, "episodes horizon"],
     behaviour: Float[Array, "episodes horizon"],
     advantages: Float[Array, "episodes horizon"],
@@ -34,11 +34,14 @@ def policy_surrogate(
       L_\text{dice} = -\operatorname{mean}_t (m_t - m_{t-1} + 1) A_t, \qquad
       L_\text{logp} = -\operatorname{mean}_t A_t \log \pi_\theta(a_t \mid o_t)$$
 
-    | kind | first derivative | second derivative, in expectation |
-    |---|---|---|
-    | `"ratio"` | the policy gradient, on other policies' data too | that of the expected return, but for how an action changes the later ones; exact in episodes of one step; little noise |
-    | `"dice"` | the policy gradient, the data counting as the policy's own | exact, for $\lambda = 1$; much noise in long episodes |
-    | `"logp"` | the policy gradient | wrong: with advantages of mean 0 and one step it is zero, and MAML is then first-order MAML |
+    All three have the policy gradient as their first derivative, in expectation; they differ in the second, which is
+    what the meta-gradient of an inner step is made of:
+
+    - `"ratio"`: right within a step, and so exact in episodes of one step; what an action's probability has to do with
+      later ones is left out, and with it most of the noise. The only one that is right on other policies' data.
+    - `"dice"`: exact for $\lambda = 1$, at the price of noise that grows with the length of an episode. The data count
+      as the policy's own.
+    - `"logp"`: wrong. With advantages of mean 0 and episodes of one step it is zero, and MAML is then first-order MAML.
 
     **Arguments:**
 
@@ -52,11 +55,11 @@ def policy_surrogate(
 
     **Raises:** `ValueError` for an unknown kind.
 
-    **Source:** `"logp"`: Finn et al. 2017, equation 4, https://arxiv.org/abs/1703.03400, as released. `"dice"`: Foerster
-    et al. 2018, "DiCE: The Infinitely Differentiable Monte Carlo Estimator", https://arxiv.org/abs/1802.05098, in the
-    form for advantages of Farquhar et al. 2019, "Loaded DiCE", equation 12, https://arxiv.org/abs/1909.10549. `"ratio"`:
-    Rothfuss et al. 2019, "ProMP", section 5, https://arxiv.org/abs/1810.06784, who call its second derivative the
-    low-variance curvature.
+    **Source:** `"logp"`: Finn et al. 2017, equation 4, https://arxiv.org/abs/1703.03400, as released. `"dice"`:
+    Foerster et al. 2018, "DiCE: The Infinitely Differentiable Monte Carlo Estimator",
+    https://arxiv.org/abs/1802.05098, in the form for advantages of Farquhar et al. 2019, "Loaded DiCE",
+    https://arxiv.org/abs/1909.10549. `"ratio"`: Rothfuss et al. 2019, "ProMP: Proximal Meta-Policy Search", section 5,
+    https://arxiv.org/abs/1810.06784, who call its second derivative the low-variance curvature.
 
     >>> import jax.numpy as jnp
     >>> logs, yes = jnp.log(jnp.array([[0.5]])), jnp.ones((1, 1), bool)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from metakit._typecheck import typed
+
 from ._distributions import AbstractDistribution
 
 
@@ -69,12 +71,31 @@ class Trajectories(eqx.Module):
         return jnp.sum(jnp.where(self.mask, self.rewards, jnp.zeros_like(self.rewards)), axis=1)
 
 
+@typed
 def masked_mean(values: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
-    """The mean over the steps that took place; the first one of an episode always did."""
+    """The mean over the steps that took place.
+
+    **Arguments:** `values`; `mask`, Booleans of the same shape, at least one of them true.
+
+    **Returns:** a scalar. What a step that did not take place holds does not matter, not even NaN.
+
+    >>> import jax.numpy as jnp
+    >>> float(masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])))
+    2.0
+    """
     count = jnp.sum(mask).astype(values.dtype)
     return jnp.sum(jnp.where(mask, values, jnp.zeros_like(values))) / count
 
 
 def as_data(tree: Any) -> Any:
-    """The same tree with no gradient through it: how actions were sampled is nothing to differentiate."""
+    """The same tree with no gradient through it: how actions were sampled is nothing to differentiate.
+
+    **Arguments:** `tree`, any PyTree.
+
+    **Returns:** the same values.
+
+    >>> import jax, jax.numpy as jnp
+    >>> float(jax.grad(lambda x: x * as_data(x))(jnp.array(3.0)))
+    3.0
+    """
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)

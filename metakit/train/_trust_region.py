@@ -42,15 +42,15 @@ class TrustRegionDetails(eqx.Module):
 class TrustRegion(eqx.Module):
     r"""A step of trust region policy optimisation: the natural gradient, as far as the divergence allows.
 
-    With the data $D_t$ collected by the learner $\theta$, the mean loss $L$ and mean divergence $\bar D$ over tasks, and
+    With the mean loss $L$ and mean divergence $\bar D$ over tasks, on the data that the learner $\theta$ collected, and
     the divergence's Hessian $H$ at $\theta$,
 
     $$s = (H + \lambda I)^{-1} \nabla L, \qquad \theta' = \theta - \beta^j \sqrt{\frac{2 \delta}{s^\top (H + \lambda I)
     s}}\; s$$
 
-    with the smallest $j \ge 0$ for which $L(\theta') < L(\theta)$ and $\bar D(\theta') \le \delta$. The system is solved by
-    conjugate gradients on Hessian-vector products. For MAML both go through the inner steps, so the trust region is
-    about the *adapted* policies, as published.
+    with the smallest $j \ge 0$ for which $L(\theta') < L(\theta)$ and $\bar D(\theta') \le \delta$. The system is
+    solved by conjugate gradients on Hessian-vector products. For MAML both go through the inner steps, so the trust
+    region is about the *adapted* policies, as published.
 
     It is called like `step` and can stand in its place: `mk.train.run_steps(..., rule=mk.train.TrustRegion())`. The
     optimiser given there is not used, nor its state; `optax.identity()` says so.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from metakit._environment import AbstractEnvironment
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
+from metakit.learners._acting import require_key, require_task
 from metakit.rl import (
     AbstractDistribution,
     Trajectories,
@@ -22,7 +23,6 @@ from metakit.rl import (
     rollout,
 )
 
-from .._acting import require_key, require_task
 from ._inner_loop import advantages, solve
 from ._learner import RLMAML
 
@@ -66,9 +66,7 @@ class Experience(eqx.Module):
 
 
 @typed
-def adapt(
-    learner: RLMAML, support: Trajectories | tuple[Trajectories, ...], key: PRNGKey | None = None
-) -> Adapted:
+def adapt(learner: RLMAML, support: Trajectories | tuple[Trajectories, ...], key: PRNGKey | None = None) -> Adapted:
     r"""Learn one task: an inner step on each batch of episodes.
 
     $$\theta_{t+1} = \theta_t - \alpha \nabla_\theta L(\theta_t; D_t)$$
@@ -138,9 +136,7 @@ def collect(learner: RLMAML, task: AbstractEnvironment, key: PRNGKey | None = No
 
 
 @typed
-def returns(
-    learner: RLMAML, task: AbstractEnvironment, key: PRNGKey | None = None
-) -> Float[Array, " steps_and_end"]:
+def returns(learner: RLMAML, task: AbstractEnvironment, key: PRNGKey | None = None) -> Float[Array, " steps_and_end"]:
     """The mean return of the policy before every inner step and after the last.
 
     With `mk.evaluate.scores_of` it is the published evaluation: returns after 0, 1, ... updates.
@@ -237,8 +233,8 @@ class Diagnostics(eqx.Module):
     """What adapting to one task did.
 
     - `return_before`, `return_after`: mean returns of the policy as learned, and as adapted.
-    - `divergence`: mean Kullback-Leibler divergence from the policy before to the policy after, over the observations of
-      the first episodes, nats a step: how far adapting moved it.
+    - `divergence`: mean Kullback-Leibler divergence from the policy before to the policy after, over the observations
+      of the first episodes, nats a step: how far adapting moved it.
 
     >>> import jax, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=jax.random.key(0)))

@@ -11,9 +11,8 @@ from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
+from metakit.learners._options import scalar
 from metakit.rl import SURROGATES, Surrogate
-
-from .._options import scalar
 
 Outer = Literal["ratio", "clipped"]
 Baseline = Literal["linear", "none"]

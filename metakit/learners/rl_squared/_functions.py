@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from metakit._environment import AbstractEnvironment
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
+from metakit.learners._acting import require_key, require_task
 from metakit.rl import (
     AbstractDistribution,
     AbstractRecurrentPolicy,
@@ -23,7 +24,6 @@ from metakit.rl import (
     trial,
 )
 
-from .._acting import require_key, require_task
 from ._learner import RLSquared
 
 
@@ -278,5 +278,3 @@ def _read(learner: RLSquared, trajectories: Trajectories) -> tuple[AbstractDistr
     _, distribution, values = learner.policy.read(seen)
     lead = trajectories.rewards.shape
     return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (distribution, values))
-
-

@@ -7,9 +7,8 @@ from jaxtyping import ArrayLike
 
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit.learners._options import scalar
 from metakit.rl import AbstractRecurrentPolicy
-
-from .._options import scalar
 
 Objective = Literal["a2c", "ppo"]
 

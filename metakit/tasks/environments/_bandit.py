@@ -78,6 +78,7 @@ class Bandit(AbstractEnvironment):
         dtype = self.probabilities.dtype
         chance = self.probabilities[jnp.clip(jnp.asarray(action), 0, self.actions.size - 1)]
         reward = (jax.random.uniform(key, (), dtype) < chance).astype(dtype)
+        valid = valid & ~jnp.isnan(chance)  # no number is below NaN, which would be an arm that never pays
         return Transition(None, jnp.ones((1,), dtype), nan_unless(valid, reward), jnp.ones((), bool))
 
 

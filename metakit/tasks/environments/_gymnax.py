@@ -98,9 +98,7 @@ class GymnaxEnvironments(eqx.Module):
     vary: Callable[[Any, PRNGKey], Any] = eqx.field(static=True)
     horizon: int = eqx.field(static=True)
 
-    def __init__(
-        self, environment: Any, vary: Callable[[Any, PRNGKey], Any], *, horizon: int, params: Any = None
-    ):
+    def __init__(self, environment: Any, vary: Callable[[Any, PRNGKey], Any], *, horizon: int, params: Any = None):
         _check_interface(environment)
         check_horizon(horizon)
         self.environment, self.vary, self.horizon = environment, vary, horizon

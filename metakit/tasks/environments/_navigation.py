@@ -10,8 +10,7 @@ from jaxtyping import Array, Float
 from metakit._environment import AbstractEnvironment, Continuous, Transition, check_horizon, nan_unless
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
-
-from .._numbers import as_numbers, as_range, uniform
+from metakit.tasks._numbers import as_numbers, as_range, uniform
 
 _STEP = 0.1
 _NEAR = 0.01
