@@ -146,51 +146,31 @@ def test_the_policy_gradient_is_that_of_the_trials_reward():
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-class Remembers(eqx.Module):
-    """A stand-in for attention with a cache: a weighted sum of all tokens so far, `length` of them at most."""
-
-    mix: jax.Array
-    length: int = eqx.field(static=True)
-
-    @property
-    def in_size(self):
-        return self.mix.shape[0]
-
-    @property
-    def out_size(self):
-        return self.mix.shape[1]
-
-    def start(self):
-        return jnp.zeros((self.length, self.in_size)), jnp.zeros((), jnp.int32)
-
-    def step(self, state, x):
-        rows, position = state
-        rows = jax.lax.dynamic_update_index_in_dim(rows, x, position, 0)
-        weights = 0.9 ** jnp.maximum(position - jnp.arange(self.length), 0)
-        return (rows, position + 1), jnp.tanh((weights @ rows) @ self.mix)
-
-    def read(self, x):
-        rows = jnp.zeros((self.length, self.in_size)).at[: len(x)].set(x)
-        lag = jnp.arange(len(x))[:, None] - jnp.arange(len(x))[None]
-        weights = jnp.where(lag >= 0, 0.9 ** jnp.maximum(lag, 0), 0)
-        return (rows, jnp.asarray(len(x), jnp.int32)), jnp.tanh((weights @ x) @ self.mix)
-
-
-def test_any_sequence_model_stands_in_for_the_gru():
-    """A policy that only works with a vector for a memory. The stand-in keeps every token, as attention does."""
+def test_convolutions_and_attention_stand_in_for_the_gru():
+    """A policy that only works with a vector for a memory. SNAIL keeps every token, and has room for five here."""
     size = mk.rl_squared.token_size((1,), mk.Discrete(2))
-    network = Remembers(jax.random.normal(KEY, (size, 4)), length=5)
+    convolution_key, attention_key = jax.random.split(KEY)
+    convolutions = mk.nn.TemporalConvolution(size, 3, length=5, key=convolution_key)
+    attention = mk.nn.CausalAttention(convolutions.out_size, 4, 2, key=attention_key)
+    network = mk.nn.CausalSequence([convolutions, attention], length=5)
     assert isinstance(network, mk.nn.SequenceModel)
     policy = mk.rl_squared.RecurrentPolicy(network, (1,), mk.Discrete(2), key=KEY)
-    policy = eqx.tree_at(lambda p: p.actor.weight, policy, jax.random.normal(KEY, (4, 2)))
+    weight = jax.random.normal(KEY, policy.actor.weight.shape)
+    policy = eqx.tree_at(lambda p: p.actor.weight, policy, weight)
     subject = mk.rl_squared.RLSquared(policy, num_episodes=4)
     trial = mk.rl_squared.collect(subject, BANDIT, KEY)
     assert abs(mk.rl_squared.divergence(subject, trial)) < 1e-12  # reading gives what stepping gave
+    assert trial.trajectories.behaviour.logits.std(0).max() > 1e-3  # and both depend on what was seen
     support = jax.tree.map(lambda leaf: leaf[:3], trial.trajectories)
     found = mk.rl_squared.predict(mk.rl_squared.adapt(subject, support), jnp.ones((1, 1)))
     np.testing.assert_allclose(found.logits, trial.trajectories.behaviour.logits[3], atol=1e-12)
-    whole = mk.rl_squared.predict(mk.rl_squared.adapt(subject, trial.trajectories), jnp.ones((1, 1)))
-    assert jnp.isfinite(whole.logits).all()
+    gradient = eqx.filter_grad(mk.rl_squared.meta_loss)(subject, trial)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient.policy.network))
+    # With the whole trial read there is one place left, for the step that `predict` asks about; not two.
+    whole = mk.rl_squared.adapt(subject, trial.trajectories)
+    assert jnp.isfinite(mk.rl_squared.predict(whole, jnp.ones((1, 1))).logits).all()
+    full = eqx.tree_at(lambda a: a.state, whole, whole.policy.step(whole.state, whole.last)[0])
+    assert jnp.isnan(mk.rl_squared.predict(full, jnp.ones((1, 1))).logits).all()
 
 
 def total(learner, task, key):
