@@ -58,7 +58,7 @@ def main(
 
 
 if __name__ == "__main__":
-    untrained, trained, optimum = main(*sys.argv[1:])
+    untrained, trained, optimum = main(sys.argv[1] if len(sys.argv) > 1 else "gru")
     print(f"total reward of {PULLS} pulls of {ARMS} arms: optimum {optimum:.4f}")
     print(f"untrained    {untrained}")
     print(f"meta-trained {trained}")

@@ -209,4 +209,4 @@ def _curvature(algorithm: Any, mask: Any, learner: Any, direction: Any, data: An
 
 
 def _dot(a: Any, b: Any) -> Array:
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return jnp.sum(jnp.stack([jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]))
