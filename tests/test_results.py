@@ -98,6 +98,7 @@ def test_the_bandits_example_runs_small(kind):
 @pytest.mark.slow
 def test_the_navigation_example_runs_small():
     """Catches an example that its library has left behind; its figures are in the docs."""
-    returns = example("navigation").main(steps=1, num_tasks=20)
-    assert [len(by_update) for by_update in returns.values()] == [4, 4]
+    returns, _, curve = example("navigation").main(steps=1, num_tasks=20, every=1)
+    assert [len(by_update) for by_update in returns.values()] == [4, 4, 4]
+    assert [step for step, _ in curve] == [0, 1]
     assert all(np.isfinite(interval.mean) for by_update in returns.values() for interval in by_update)

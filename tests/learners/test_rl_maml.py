@@ -67,7 +67,7 @@ def test_the_meta_gradient_by_enumeration(surrogate):
     first_order = jax.grad(expected_return)(THETA + RATE * b)
     second_order = (jnp.eye(3) + RATE * hessian) @ first_order
     np.testing.assert_allclose(jax.grad(exact)(THETA), second_order, atol=1e-15)
-    assert jnp.abs(first_order - second_order).max() > 0.01
+    assert jnp.abs(first_order - second_order).max() > 5e-3
     expected = first_order if surrogate == "logp" else second_order
     np.testing.assert_allclose(-gradient.policy.theta, expected, atol=1e-14)
     by_adjoint = eqx.filter_grad(mk.rl_maml.meta_loss)(

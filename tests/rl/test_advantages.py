@@ -102,7 +102,8 @@ def test_linear_baseline_of_constant_observations_in_32_bits():
     ones, yes = jnp.ones((*shape, 1), jnp.float32), jnp.ones(shape, bool)
     data = mk.rl.Trajectories(ones, jnp.zeros(shape, jnp.int32), rewards, yes, behaviour)
     found = mk.rl.linear_baseline(data, jnp.asarray(0.99, jnp.float32), jnp.asarray(1e-5, jnp.float32))
-    np.testing.assert_allclose(found, rewards.mean(), rtol=1e-5)
+    # Sums of 4,000 numbers, in an order of the compiler's: 4,000 roundings of 6e-8 at worst.
+    np.testing.assert_allclose(found, rewards.mean(), rtol=2.4e-4)
 
 
 @pytest.mark.parametrize(

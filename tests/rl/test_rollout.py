@@ -20,7 +20,7 @@ class Counting(mk.AbstractEnvironment):
     observation_shape: tuple = eqx.field(static=True, default=(2,))
 
     def reset(self, key):
-        return jnp.zeros((), int), jnp.zeros(2)
+        return jnp.zeros(()), jnp.zeros(2)
 
     def step(self, state, action, key):
         # Beyond its end it gives what must not be seen.
@@ -29,7 +29,7 @@ class Counting(mk.AbstractEnvironment):
 
 
 def counting(length):
-    return Counting(jnp.asarray(length))
+    return Counting(jnp.asarray(float(length)))
 
 
 def policy():
@@ -121,7 +121,7 @@ def test_tokens_are_what_the_policy_saw(length):
 
 class Liar(Counting):
     def reset(self, key):
-        return jnp.zeros((), int), jnp.zeros(3)
+        return jnp.zeros(()), jnp.zeros(3)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ class Liar(Counting):
         ),
         (lambda: mk.rl.trial(gru(counting(3)), counting(3), KEY, num_episodes=0), ValueError, "num_episodes must be"),
         (
-            lambda: mk.rl.rollout(policy(), Counting(jnp.asarray(3), horizon=0), KEY, num_episodes=1),
+            lambda: mk.rl.rollout(policy(), Counting(jnp.asarray(3.0), horizon=0), KEY, num_episodes=1),
             ValueError,
             "horizon .*got 0",
         ),
         (
-            lambda: mk.rl.rollout(policy(), Counting(jnp.asarray(3), actions=mk.Discrete(4)), KEY, num_episodes=1),
+            lambda: mk.rl.rollout(policy(), Counting(jnp.asarray(3.0), actions=mk.Discrete(4)), KEY, num_episodes=1),
             ValueError,
             r"acts in Discrete\(3\).*Discrete\(size=4\)",
         ),
@@ -153,8 +153,8 @@ class Liar(Counting):
             TypeError,
             "must return an mk.rl distribution",
         ),
-        (lambda: mk.rl.rollout(policy(), Liar(jnp.asarray(3)), KEY, num_episodes=1), ValueError, r"promises .*\[2\]"),
-        (lambda: mk.rl.trial(gru(counting(3)), Liar(jnp.asarray(3)), KEY, num_episodes=1), ValueError, "promises"),
+        (lambda: mk.rl.rollout(policy(), Liar(jnp.asarray(3.0)), KEY, num_episodes=1), ValueError, r"promises .*\[2\]"),
+        (lambda: mk.rl.trial(gru(counting(3)), Liar(jnp.asarray(3.0)), KEY, num_episodes=1), ValueError, "promises"),
     ],
 )
 def test_refused(make, error, message):

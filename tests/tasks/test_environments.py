@@ -65,6 +65,7 @@ def test_bayes_optimal_bandit_value_of_many_pulls():
     assert mk.tasks.bandit_optimal_value(50, 2) == pytest.approx(31.996712, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_known_mdps_have_the_known_value():
     """Value iteration with one step too many or too few, or rewards and transitions drawn from something else."""
     mdps = jax.vmap(mk.tasks.TabularMDPs())(jax.random.split(KEY, 4000))
@@ -188,7 +189,7 @@ def test_an_action_out_of_range_is_refused_and_never_a_number(environment, wrong
     state, _ = environment.reset(KEY)
     with pytest.raises(ValueError, match=r"action must be in 0\.\."):
         environment.step(state, wrong, KEY)
-    assert jnp.isnan(jax.jit(environment.step)(state, jnp.asarray(wrong), KEY).reward)
+    assert jnp.isnan(eqx.filter_jit(environment.step)(state, jnp.asarray(wrong), KEY).reward)
     with pytest.raises(ValueError, match="one integer"):
         environment.step(state, 0.0, KEY)
     with pytest.raises(ValueError, match="one integer"):
@@ -233,8 +234,9 @@ def test_refused(make, message):
         make()
 
 
-def test_too_many_states_are_refused_before_they_are_visited():
+def test_too_many_states_are_refused_before_they_are_visited(monkeypatch):
     """A dynamic programme that takes the machine down."""
+    monkeypatch.setattr("metakit.tasks.environments._bandit._MOST_STATES", 2000)
     with pytest.raises(ValueError, match="too many for an exact solution"):
         mk.tasks.bandit_optimal_value(100, 5)
 
@@ -299,10 +301,38 @@ def test_a_gymnax_environment_is_a_task():
     rollout = eqx.filter_vmap(lambda task, key: mk.rl.rollout(policy, task, key, num_episodes=5))
     trajectories = rollout(tasks, jax.random.split(KEY, 2))
     assert trajectories.rewards.shape == (2, 5, 4)
-    np.testing.assert_array_equal(trajectories.rewards, 2 * trajectories.actions * trajectories.mask)
+    np.testing.assert_array_equal(
+        trajectories.rewards, 2 * np.asarray(trajectories.actions) * np.asarray(trajectories.mask)
+    )
     with pytest.raises(ValueError, match=r"action must be in 0\.\.2"):
         task.step(state, 3, KEY)
-    assert jnp.isnan(jax.jit(task.step)(state, jnp.asarray(3), KEY).reward)
+    assert jnp.isnan(eqx.filter_jit(task.step)(state, jnp.asarray(3), KEY).reward)
+
+
+@pytest.mark.slow
+def test_gymnax_itself():
+    """A stand-in that has drifted from the package: a cart with a pole, whose length differs between tasks."""
+    gymnax = pytest.importorskip("gymnax", reason="gymnax is optional: pip install gymnax")
+    cart, _ = gymnax.make("CartPole-v1")
+    sampler = mk.tasks.GymnaxEnvironments(
+        cart, lambda params, key: params.replace(length=jax.random.uniform(key, minval=0.2, maxval=1.0)), horizon=30
+    )
+    policy = mk.rl.CategoricalPolicy(mk.nn.Linear(4, 2, key=KEY))
+
+    @eqx.filter_jit
+    def go(key):
+        task = sampler(key)
+        return task.params.length, mk.rl.rollout(policy, task, key, num_episodes=50)
+
+    (length, data), (other, _) = go(KEY), go(jax.random.key(1))
+    assert length != other
+    assert data.observations.shape == (50, 30, 4)
+    np.testing.assert_array_equal(data.rewards, np.asarray(data.mask, float))  # one for each step that stood
+    assert 8 < data.returns.mean() < 30  # a pole falls after about twenty steps at random
+    learner = mk.rl_squared.RLSquared(mk.rl_squared.gru_policy((4,), mk.Discrete(2), 4, key=KEY), num_episodes=2)
+    loss, gradient = eqx.filter_jit(eqx.filter_value_and_grad(mk.rl_squared.meta_loss))(learner, sampler(KEY), KEY)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 class Pixels(StandIn):

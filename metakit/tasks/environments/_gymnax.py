@@ -51,8 +51,9 @@ class GymnaxEnvironment(AbstractEnvironment):
         self.environment = environment
         self.params = jax.tree.map(_strong, params)
         self.horizon = horizon
-        self.actions = _actions(environment.action_space(params))
-        self.observation_shape = _shape("observation", environment.observation_space(params))
+        with _ordinary_promotion():
+            self.actions = _actions(environment.action_space(params))
+            self.observation_shape = _shape("observation", environment.observation_space(params))
 
     def reset(self, key: PRNGKey) -> tuple[Any, Float[Array, "*observation"]]:
         with _ordinary_promotion():
