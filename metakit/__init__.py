@@ -12,12 +12,19 @@ from . import (
     metrics as metrics,
     nn as nn,
     random as random,
+    rl as rl,
     sharding as sharding,
     tasks as tasks,
     train as train,
 )
 from ._algorithm import Algorithm as Algorithm, MetaLearner as MetaLearner
 from ._compile import compiler_options as compiler_options
+from ._environment import (
+    AbstractEnvironment as AbstractEnvironment,
+    Continuous as Continuous,
+    Discrete as Discrete,
+    Transition as Transition,
+)
 from ._episode import (
     Episode as Episode,
     Examples as Examples,
@@ -42,6 +49,8 @@ from .learners import (
     relation as relation,
     reptile as reptile,
     ridge as ridge,
+    rl_maml as rl_maml,
+    rl_squared as rl_squared,
     snail as snail,
     statistician as statistician,
     versa as versa,

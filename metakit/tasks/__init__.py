@@ -27,3 +27,18 @@ from ._sinusoid import (
     sinusoid_nonadaptive_mse as sinusoid_nonadaptive_mse,
     sinusoid_zero_mse as sinusoid_zero_mse,
 )
+from .environments import (
+    Bandit as Bandit,
+    Bandits as Bandits,
+    GridWorld as GridWorld,
+    GridWorlds as GridWorlds,
+    GymnaxEnvironment as GymnaxEnvironment,
+    GymnaxEnvironments as GymnaxEnvironments,
+    Navigation as Navigation,
+    Navigations as Navigations,
+    TabularMDP as TabularMDP,
+    TabularMDPs as TabularMDPs,
+    bandit_optimal_value as bandit_optimal_value,
+    navigation_greedy as navigation_greedy,
+    optimal_values as optimal_values,
+)

@@ -1,7 +1,9 @@
 """Meta-training: one step, many steps in one compiled call, and a loop with validation and checkpoints."""
 
+from ._acting import ActingAlgorithm as ActingAlgorithm
 from ._checkpoint import Best as Best, Checkpoints as Checkpoints
 from ._draw import draw_tasks as draw_tasks
+from ._epochs import Epochs as Epochs, EpochsDetails as EpochsDetails
 from ._errors import (
     CheckpointError as CheckpointError,
     CheckpointVersionError as CheckpointVersionError,
@@ -25,3 +27,4 @@ from ._step import (
     run_steps as run_steps,
     step as step,
 )
+from ._trust_region import TrustRegion as TrustRegion, TrustRegionDetails as TrustRegionDetails

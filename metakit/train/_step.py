@@ -32,6 +32,7 @@ class StepDiagnostics(eqx.Module):
     - `loss`: the mean meta-loss over the step's tasks, *before* the update.
     - `gradient_norm`: Euclidean norm of the meta-gradient over trainable leaves, before any clipping.
     - `finite`: whether loss, gradient and updated learner are all finite. If not, the step was not applied.
+    - `details`: what another kind of step (`TrustRegion`, `Epochs`) reports beside these; `None` for `step`.
 
     >>> import jax.numpy as jnp
     >>> StepDiagnostics(jnp.zeros(3), jnp.zeros(3), jnp.ones(3, bool)).loss.shape
@@ -41,12 +42,13 @@ class StepDiagnostics(eqx.Module):
     loss: Float[Array, "*steps"]
     gradient_norm: Float[Array, "*steps"]
     finite: Bool[Array, "*steps"]
+    details: Any = None
 
 
-def _take_step(
+def take_step(
     algorithm: Any, optimiser: Any, state: TrainState, tasks: Any, mesh: Any, chunk: Any, anneal: Any
 ) -> tuple[TrainState, StepDiagnostics]:
-    learner = state.learner if anneal is None else _annealed(anneal, state)
+    learner = state.learner if anneal is None else annealed(anneal, state)
     keys = random.task_keys(step_keys(state)[1], 0, num_tasks(tasks))
     result = meta_gradient(algorithm, learner, tasks, keys, trainable=state.mask, mesh=mesh, chunk=chunk)
 
@@ -62,10 +64,10 @@ def _take_step(
     new = TrainState(
         eqx.combine(params, rest), opt_state, state.step + jnp.ones_like(state.step), state.key, state.moves
     )
-    return _choose(finite, new, state), StepDiagnostics(result.loss, norm, finite)
+    return choose(finite, new, state), StepDiagnostics(result.loss, norm, finite)
 
 
-def _annealed(anneal: Callable[[Any, Any], Any], state: TrainState) -> Any:
+def annealed(anneal: Callable[[Any, Any], Any], state: TrainState) -> Any:
     learner = anneal(state.learner, state.step)
     before, after = (_signature(tree) for tree in (state.learner, learner))
     if before != after:
@@ -81,7 +83,7 @@ def _signature(tree: Any) -> Any:
     return jax.tree.structure(tree), arrays
 
 
-def _choose(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
+def choose(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
     """The new state where the step was finite, the old one otherwise, bit for bit."""
 
     def pick(a: Any, b: Any) -> Any:
@@ -95,7 +97,7 @@ def _choose(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
 
 @compiled
 def _jit_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal):
-    return _take_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
+    return take_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
 
 
 @typed
@@ -150,7 +152,7 @@ def step(
 # Everything but the state comes first and in one tuple, since Equinox donates all arguments except the first.
 @functools.partial(compiled, donate="all-except-first")
 def _jit_run_steps(fixed, state):
-    algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal = fixed
+    algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal, rule = fixed
     arrays, static = eqx.partition(state, eqx.is_array)
     ahead = steps_ahead(sampler, state, num_steps, meta_batch)
 
@@ -162,7 +164,9 @@ def _jit_run_steps(fixed, state):
             state = eqx.combine(arrays, static)
             # After a step that was not finite the state stays put, so the same step fails again: no flag to
             # carry.
-            state, diagnostics = _take_step(algorithm, optimiser, state, tasks_of(state), mesh, chunk, anneal)
+            state, diagnostics = rule(
+                algorithm, optimiser, state, tasks_of(state), mesh=mesh, chunk=chunk, anneal=anneal
+            )
             return eqx.filter(state, eqx.is_array), diagnostics
 
         return jax.lax.scan(one_step, arrays, None, length=ahead)
@@ -184,6 +188,7 @@ def run_steps(
     mesh: Mesh | None = None,
     chunk: Any = "auto",
     anneal: Callable[[Any, Any], Any] | None = None,
+    rule: Callable[..., Any] = step,
 ) -> tuple[TrainState, StepDiagnostics]:
     r"""Many steps in one compiled call, drawing the tasks on the device.
 
@@ -200,6 +205,8 @@ def run_steps(
       `mk.tasks.Episodes(...)`.
     - `num_steps`: how many steps; at least 1. Another number compiles again.
     - `meta_batch`: tasks in each step; at least 1, and a multiple of the mesh's devices.
+    - `rule`: what one step does, a function of the signature of `step`, which is the default; `TrustRegion()` and
+      `Epochs(4)` are others.
 
     **Returns:** the state after `num_steps` steps, and `StepDiagnostics` with `[num_steps]` arrays.
 
@@ -222,7 +229,7 @@ def run_steps(
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
     if mesh is not None and not traced:
         state, sampler = replicate(state, mesh), replicate(sampler, mesh)
-    fixed = (algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal)
+    fixed = (algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal, rule)
     state, diagnostics = _jit_run_steps(fixed, state)
     if not traced and not isinstance(diagnostics.finite, Tracer):
         _require_finite(state, diagnostics)

@@ -22,6 +22,8 @@ from metakit.learners import (
     relation,
     reptile,
     ridge,
+    rl_maml,
+    rl_squared,
     snail,
     statistician,
     versa,
@@ -33,11 +35,26 @@ import own_learner
 sys.path.pop(0)
 
 
+class Acting(NamedTuple):
+    """How a task that is acted in, instead of read, is used.
+
+    - `support(data)`: what `adapt` learns from, of what the algorithm's `collect` gives.
+    - `x(data)`: what `predict` is asked about.
+    - `score(learner, task, key)`: in place of a metric; higher is better.
+
+    `collect` also says what the meta-gradient holds fixed: finite differences go over the loss of its data.
+    """
+
+    support: Callable[[Any], Any]
+    x: Callable[[Any], Any]
+    score: Callable[[Any, Any, Any], Any]
+
+
 class Row(NamedTuple):
     """A learner under contract.
 
     - `make_learner(key)`, `make_task(key)`: as small as can be; the second is a sampler, pure and jittable.
-    - `metric`: of one task, for "better with adaptation".
+    - `metric`: of one task, for "better with adaptation"; `None` for learners that act.
     - `without`: the learner with its adaptation switched off; `None` for learners whose adaptation has no off
       switch (metric learners), which must instead get better when trained.
     - `meta_gradient`: `None` where the gradient is exact; else `(learner, task, key) -> (leaves, expected)`, the
@@ -45,6 +62,7 @@ class Row(NamedTuple):
     - `random`: whether the three functions need a key.
     - `training_steps`: how many "better when trained" takes: enough to be far above chance, not just above it.
     - `regresses`: of a classifier, whether it also takes real targets.
+    - `acting`: `None` where tasks are episodes; else how the learner acts in its tasks.
     - `slow`: a configuration of a learner that other rows hold already, or minutes of compilation; only CI's slow
       run takes it.
     """
@@ -53,13 +71,14 @@ class Row(NamedTuple):
     algorithm: Any
     make_learner: Callable[[Any], Any]
     make_task: Callable[[Any], Any]
-    metric: Callable[..., Any]
+    metric: Callable[..., Any] | None
     without: Callable[[Any], Any] | None = None
     meta_gradient: Callable[[Any, Any, Any], Any] | None = None
     random: bool = False
     training_steps: int = 300
     regresses: bool = False
     slow: bool = False
+    acting: Acting | None = None
 
 
 # Tasks
@@ -206,6 +225,26 @@ def users_ridge(key):
     return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
 
 
+def policy_gradient(key):
+    policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=key))
+    # With a baseline or standardised advantages the loss is zero but for rounding, whatever the policy.
+    options = {"num_episodes": 10, "baseline": "none", "standardise": False}
+    return rl_maml.RLMAML(policy, inner=mk.inner.SGD(1.0), **options)
+
+
+def recurrent(key):
+    policy = mk.rl_squared.gru_policy((1,), mk.Discrete(2), 4, key=key)
+    return rl_squared.RLSquared(policy, num_episodes=4)
+
+
+def return_after(learner, task, key):
+    return rl_maml.returns(learner, task, key)[-1]
+
+
+def trial_return(learner, task, key):
+    return jnp.sum(rl_squared.diagnostics(learner, task, key).returns)
+
+
 def first_order(learner, task, key):
     """First-order MAML's gradient is the query loss's own gradient, taken at the adapted weights."""
     del key
@@ -268,6 +307,8 @@ def each_players_own(learner, task, key):
 
 
 no_steps = functools.partial(maml.with_num_steps, num_steps=0)
+no_updates = functools.partial(rl_maml.with_num_steps, num_steps=0)
+bandits = mk.tasks.Bandits(2)
 sgd = mk.inner.SGD(0.05)
 error, accuracy, density = mk.metrics.mean_squared_error, mk.metrics.accuracy, mk.metrics.log_density
 
@@ -409,6 +450,25 @@ ROWS = [
         clusters,
         accuracy,
         random=True,
+    ),
+    Row(
+        "rl_maml",
+        rl_maml,
+        policy_gradient,
+        bandits,
+        None,
+        no_updates,
+        random=True,
+        acting=Acting(lambda data: data.support, lambda data: data.query.observations[:, 0], return_after),
+    ),
+    Row(
+        "rl_squared",
+        rl_squared,
+        recurrent,
+        bandits,
+        None,
+        random=True,
+        acting=Acting(lambda data: data.trajectories, lambda data: data.trajectories.observations[:, 0], trial_return),
     ),
     Row("own_learner", own_learner, users_ridge, clusters, accuracy),
 ]

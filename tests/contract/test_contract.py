@@ -25,6 +25,7 @@ def over(rows, default=lambda row: not row.slow):
 
 each = over(ROWS)
 each_in_slow_runs = over(ROWS, lambda row: row.name in STAND_INS)
+each_of_episodes = over([row for row in ROWS if row.acting is None])
 each_classifier = over([row for row in ROWS if row.metric is mk.metrics.accuracy])
 
 
@@ -44,8 +45,16 @@ def take(tree, i):
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
-def predictions(algorithm, learner, task, key):
-    return algorithm.predict(algorithm.adapt(learner, task.support, key), task.query.x, key)
+def support_and_x(row, learner, task, key):
+    if row.acting is None:
+        return task.support, task.query.x
+    data = row.algorithm.collect(learner, task, key)
+    return row.acting.support(data), row.acting.x(data)
+
+
+def predictions(row, learner, task, key):
+    support, x = support_and_x(row, learner, task, key)
+    return row.algorithm.predict(row.algorithm.adapt(learner, support, key), x, key)
 
 
 @functools.cache
@@ -89,9 +98,13 @@ def test_it_is_an_algorithm(row):
         assert parameters["key"].default is None
 
     task, key = row.make_task(jax.random.key(3)), jax.random.key(4)
-    outputs = jax.tree.leaves(eqx.filter_eval_shape(predictions, row.algorithm, make_learner(row), task, key))
-    n, way = len(task.query.x), task.query.way
-    assert {output.shape for output in outputs} == {task.query.y.shape if way is None else (n, way)}
+    outputs = jax.tree.leaves(eqx.filter_eval_shape(predictions, row, make_learner(row), task, key))
+    if row.acting is None:
+        n, way = len(task.query.x), task.query.way
+        assert {output.shape for output in outputs} == {task.query.y.shape if way is None else (n, way)}
+    else:  # the parameters of a distribution for each observation
+        _, x = eqx.filter_eval_shape(support_and_x, row, make_learner(row), task, key)
+        assert {output.shape[0] for output in outputs} == {len(x)}
     loss = eqx.filter_eval_shape(row.algorithm.meta_loss, make_learner(row), task, key)
     assert loss.shape == ()
     assert {loss.dtype, *(output.dtype for output in outputs)} == {jnp.dtype("float64")}
@@ -111,7 +124,7 @@ def test_jit_equals_eager(row):
     learner, task, key = make_learner(row), row.make_task(jax.random.key(3)), jax.random.key(4)
 
     def both(learner, task, key):
-        return row.algorithm.meta_loss(learner, task, key), predictions(row.algorithm, learner, task, key)
+        return row.algorithm.meta_loss(learner, task, key), predictions(row, learner, task, key)
 
     assert_trees_close(eqx.filter_jit(both)(learner, task, key), both(learner, task, key))
 
@@ -120,7 +133,7 @@ def check_vmap(row):
     learner, tasks, keys = make_learner(row), make_tasks(row, 3), make_keys(3)
 
     def both(learner, task, key):
-        return row.algorithm.meta_loss(learner, task, key), predictions(row.algorithm, learner, task, key)
+        return row.algorithm.meta_loss(learner, task, key), predictions(row, learner, task, key)
 
     together = eqx.filter_jit(eqx.filter_vmap(both, in_axes=(None, 0, 0)))(learner, tasks, keys)
     compiled = eqx.filter_jit(both)
@@ -166,6 +179,8 @@ def test_the_meta_gradient_is_right(row):
         assert_trees_close(where(gradient), expected)
         return
 
+    if row.acting is not None:  # what was acted out stays as it is while the learner moves
+        task = row.algorithm.collect(learner, task, key)
     params, static = eqx.partition(learner, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(params)
     slopes = jax.tree.leaves(gradient)
@@ -292,6 +307,9 @@ def test_a_run_that_was_saved_and_loaded_continues_bit_for_bit(row, tmp_path):
 
 
 def interval(row, learner):
+    if row.acting is not None:
+        score = eqx.Partial(row.acting.score, learner)
+        return mk.evaluate.student_t(mk.evaluate.scores_of(score, row.make_task, jax.random.key(6), num_tasks=1000))
     scores = mk.evaluate.scores(
         row.algorithm,
         learner,
@@ -328,7 +346,7 @@ def change_x(task, change):
     return eqx.tree_at(lambda t: (t.support.x, t.query.x), task, replace_fn=change)
 
 
-@each
+@each_of_episodes
 @pytest.mark.parametrize(
     "change",
     [
@@ -347,7 +365,7 @@ def test_wrong_inputs_raise(row, change):
         row.algorithm.meta_loss(make_learner(row), task, jax.random.key(4))
 
 
-@each
+@each_of_episodes
 def test_one_query_without_its_axis_raises(row):
     """Catches `predict(adapted, one_image)` that takes the channels for examples."""
     task, key = row.make_task(jax.random.key(3)), jax.random.key(4)
@@ -412,7 +430,7 @@ def test_a_label_outside_the_classes_is_refused_and_never_a_number(row):
             assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad, jax.random.key(4)))
 
 
-@each
+@each_of_episodes
 @pytest.mark.parametrize("part", ["support", "query"])
 def test_nan_is_refused_and_never_a_number(row, part):
     """Catches NaN that a max, a where or an argmax swallows: the loss must show it, so that training stops."""
@@ -433,7 +451,9 @@ def test_training_on_nan_stops_with_the_last_good_state(row):
     outer = optimiser()
 
     def broken(key):
-        return change_x(row.make_task(key), lambda x: jnp.full_like(x, jnp.nan))
+        task = row.make_task(key)
+        spoil = lambda x: jnp.full_like(x, jnp.nan)
+        return jax.tree.map(spoil, task) if row.acting else change_x(task, spoil)
 
     learner = make_learner(row)
     state = mk.train.init(learner, outer, key=jax.random.key(5))
