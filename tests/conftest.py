@@ -38,7 +38,9 @@ def pytest_runtest_setup(item):
     Tests of what the optimised program is (its memory, its collectives, its rounding) are marked `optimised`.
     """
     optimised = any(item.get_closest_marker(name) for name in ("slow", "optimised"))
-    jax.config.update("jax_disable_most_optimizations", not optimised)
+    if jax.config.read("jax_disable_most_optimizations") == optimised:
+        jax.clear_caches()  # which hold programs without regard to it
+        jax.config.update("jax_disable_most_optimizations", not optimised)
 
 
 def _test_data() -> pathlib.Path:
