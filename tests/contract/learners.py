@@ -409,6 +409,7 @@ ROWS = [
         clusters,
         accuracy,
         random=True,
+        slow=True,
     ),
     Row("own_learner", own_learner, users_ridge, clusters, accuracy),
 ]
