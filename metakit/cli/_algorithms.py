@@ -16,18 +16,20 @@ from metakit.learners import (
     matching,
     meta_lstm,
     metagan,
+    neural_process,
     prototypical,
     relation,
     reptile,
     ridge,
     snail,
+    statistician,
     versa,
 )
 from metakit.tasks import ImagePool
 
 from . import _learners
-from ._config import IMAGES, REGRESSION, Settings, UsageError
-from ._forms import CURVES, EPISODES, ORDERED_EPISODES, SEQUENCES, AbstractForm
+from ._config import IMAGES, LINES, REGRESSION, Settings, UsageError
+from ._forms import CURVES, EPISODES, GAUSSIAN_CURVES, ORDERED_EPISODES, SEQUENCES, AbstractForm
 
 # Options that not every algorithm has, and why one that lacks them would not use them.
 OPTIONAL = {
@@ -114,11 +116,21 @@ def _of_maml(configure: Callable[..., Any], about: str, *, learns_rates: bool = 
         _learners.maml_like(configure, learns_rates=learns_rates),
         about,
         uses=_GRADIENT,
-        data=(*IMAGES, *REGRESSION),
+        data=(*IMAGES, *LINES),
         fixed_way=True,
         as_tested=_learners.with_test_steps(maml.with_num_steps),
         untrained=_learners.adapted_at_length,
         reports_steps=True,
+    )
+
+
+def _neural_process(about: str, **options: Any) -> Entry:
+    return Entry(
+        neural_process,
+        _learners.neural_process_learner(**options),
+        about,
+        uses=(*_ADAM, "queries", "test_queries"),
+        data=("gp",),
     )
 
 
@@ -151,7 +163,7 @@ ALGORITHMS = {
         _learners.matching_learner,
         "Matching Networks (Vinyals et al. 2016)",
         uses=(*_METRIC, "scale"),
-        data=(*IMAGES, *REGRESSION),
+        data=(*IMAGES, *LINES),
     ),
     "prototypical": Entry(
         prototypical,
@@ -195,6 +207,16 @@ ALGORITHMS = {
         fixed_way=True,
         chunk=None,  # a step of one sequence reads every weight for a single product
     ),
+    "statistician": Entry(
+        statistician,
+        _learners.statistician_learner,
+        "the Neural Statistician (Edwards and Storkey 2017)",
+        uses=(*_ADAM, "queries", "test_queries"),
+    ),
+    "cnp": _neural_process("a Conditional Neural Process (Garnelo et al. 2018)"),
+    "np": _neural_process("a Neural Process (Garnelo et al. 2018)", latent=True),
+    "acnp": _neural_process("a Conditional Neural Process with attention", attention="multihead"),
+    "anp": _neural_process("an Attentive Neural Process (Kim et al. 2019)", latent=True, attention="multihead"),
 }
 
 
@@ -207,6 +229,8 @@ def entry(algorithm: str) -> Entry:
 
 def form_of(settings: Settings) -> AbstractForm:
     """What a task of a run is."""
+    if settings.data == "gp":
+        return GAUSSIAN_CURVES
     return CURVES if settings.data in REGRESSION else entry(settings.algorithm).images
 
 

@@ -9,9 +9,10 @@ import tyro
 from ._devices import every_core
 
 EVERY_CORE = "every core"  # the devices of a preset
-DATA = ("glyphs", "omniglot", "sinusoid", "linear", "folder")
+DATA = ("glyphs", "omniglot", "sinusoid", "linear", "gp", "folder")
 IMAGES = ("glyphs", "omniglot", "folder")
-REGRESSION = ("sinusoid", "linear")
+LINES = ("sinusoid", "linear")
+REGRESSION = (*LINES, "gp")
 Split = Literal["vinyals", "lake", "seeded"]
 NormPolicy = Literal["transductive", "joint", "inductive", "one_by_one"]
 
@@ -28,8 +29,8 @@ class Train:
 
     algorithm: tyro.conf.Positional[str]
     """One of those that 'metakit list' shows."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="glyphs|omniglot|sinusoid|linear|folder")] = None
-    """What to train on, by default glyphs. Glyphs, sinusoid and linear are built in."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="glyphs|omniglot|sinusoid|linear|gp|folder")] = None
+    """What to train on, by default glyphs (neural processes: gp). All but omniglot and folder are built in."""
     path: pathlib.Path | None = None
     """Folder of Omniglot's two archives, or of your own images (one sub-folder a class)."""
     download: bool = False

@@ -43,7 +43,11 @@ def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool
     )
 
 
-_CURVES = {"sinusoid": "sinusoids, amplitude 0.1 to 5.0", "linear": "lines of varying slope and intercept"}
+_CURVES = {
+    "sinusoid": "sinusoids, amplitude 0.1 to 5.0",
+    "linear": "lines of varying slope and intercept",
+    "gp": "curves from a Gaussian process, length scale 0.4",
+}
 
 
 def _parts(settings: Settings, download: bool) -> dict[Part, tasks.ImagePool]:

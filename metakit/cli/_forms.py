@@ -220,7 +220,76 @@ def _oracle_loss(lines: Any, task: Any, key: Any = None) -> Any:
 
 _ORACLE = MetaLearner(_oracle_adapt, _oracle_predict, _oracle_loss)
 
+
+class GaussianCurves(AbstractForm):
+    """Regression of curves from a Gaussian process, with a distribution for each new target."""
+
+    score, score_in_words, is_share, best = "log_density", "log-density per new point (nats)", False, "highest"
+    _FEWEST = 3
+
+    def sampler(
+        self, settings: Settings, pool: tasks.ImagePool | None, *, training: bool
+    ) -> tasks.GaussianProcessCurves:
+        assert pool is None
+        most, queries = (settings.shot, settings.queries) if training else (settings.test_shot, settings.test_queries)
+        return tasks.GaussianProcessCurves((min(self._FEWEST, most), most), queries)
+
+    def scores(self, algorithm: Any, learner: Any, sampler: Sampler, key: Any, *, num_tasks: int) -> dict[str, Any]:
+        wanted = {"log_density": metrics.log_density}
+        return evaluate.scores(algorithm, learner, sampler, key, num_tasks=num_tasks, metrics=wanted)
+
+    def in_words(self, settings: Settings) -> str:
+        fewest = min(self._FEWEST, settings.test_shot)
+        return f"{fewest} to {settings.test_shot} support and {settings.test_queries} query points"
+
+    def baselines(self, settings: Settings, test: Sampler) -> dict[str, tuple[Any, Any]]:
+        del settings
+        return {f"oracle: exact posterior, standard deviation at least {_LEAST_SCALE}": (_EXACT, test)}
+
+    def pictures(
+        self, settings: Settings, algorithm: Any, learner: Any, test: Sampler, key: Any, folder: pathlib.Path
+    ) -> list[tuple[str, str]]:
+        del settings
+
+        def curve(key: Any) -> dict[str, Any]:
+            episode = test(key)
+            x = jnp.linspace(-2.0, 2.0, 200, dtype=episode.query.x.dtype)[:, None]
+            learnt = algorithm.predict(algorithm.adapt(learner, episode.support, key), x, key)
+            exact = _exact_predict(_exact_adapt(test, episode.support), x)
+            found = {"x": x, "mean": learnt.mean, "scale": learnt.scale}
+            found |= {"exact_mean": exact.mean, "exact_scale": exact.scale}
+            found |= {"query_x": episode.query.x, "query_y": episode.query.y}
+            found |= {f"support_{name}": getattr(episode.support, name)[episode.support.mask] for name in ("x", "y")}
+            return {name: np.asarray(value)[:, 0] for name, value in found.items()}
+
+        _pictures.bands([curve(jax.random.fold_in(key, i)) for i in range(3)], folder / "bands.png")
+        return [("Mean and band on three test tasks, beside the exact posterior", "bands.png")]
+
+
+# What the published neural processes cannot fall below, so neither may what they are compared with.
+_LEAST_SCALE = 0.1
+
+
+def _exact_adapt(curves: Any, support: Any, key: Any = None) -> Any:
+    del key
+    # All curves are of one process, so the key is any.
+    return tasks.gp_kernel(curves, jax.random.key(0)), support
+
+
+def _exact_predict(adapted: Any, x: Any, key: Any = None) -> Any:
+    del key
+    return tasks.gp_posterior(*adapted, x, min_scale=_LEAST_SCALE)
+
+
+def _exact_loss(curves: Any, task: Any, key: Any = None) -> Any:
+    del key
+    return -metrics.log_density(_exact_predict(_exact_adapt(curves, task.support), task.query.x), task.query.y)
+
+
+_EXACT = MetaLearner(_exact_adapt, _exact_predict, _exact_loss)
+
 EPISODES = ImageEpisodes()
 ORDERED_EPISODES = ImageEpisodes(in_random_order=True)
 SEQUENCES = ImageSequences()
 CURVES = Curves()
+GAUSSIAN_CURVES = GaussianCurves()

@@ -15,10 +15,12 @@ from metakit.learners import (
     matching,
     meta_lstm,
     metagan,
+    neural_process,
     prototypical,
     relation,
     reptile,
     snail,
+    statistician,
     versa,
 )
 from metakit.tasks import ImagePool
@@ -231,3 +233,27 @@ def snail_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) ->
 def mann_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     channels, size = _channels_and_size(pool)
     return mann.MANN(channels * size**2, settings.way, key=key)
+
+
+# Generative learners
+
+
+def statistician_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """Half the filters, a quarter of the context and more reconstruction than published, for time.
+
+    Half of each set is hidden from its summary: what is left in it is what the set's images share, and with one shot
+    the test's sets are no smaller than those seen."""
+    del settings
+    channels, size = _channels_and_size(pool)
+    options = {"filters": 16, "context_size": 128, "emphasis": 1.0, "sample_dropout": 0.5}
+    return statistician.of_images(channels, size, **options, key=key)
+
+
+def neural_process_learner(**options: Any) -> Build:
+    """A neural process of curves, with the published widths."""
+
+    def build(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+        del settings, pool
+        return neural_process.NeuralProcess(1, 1, **options, key=key)
+
+    return build

@@ -100,3 +100,23 @@ def regression_curves(curves: list[dict[str, Any]], path: pathlib.Path) -> None:
     grid[0][0].legend(frameon=False, fontsize=7)
     figure.tight_layout()
     _save(figure, path)
+
+
+def bands(curves: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Some test tasks: mean and two standard deviations of the learner and of the exact posterior, and the points."""
+    figure, grid = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), squeeze=False)
+    for axes, curve in zip(grid[0], curves, strict=True):
+        x, mean, width = curve["x"], curve["mean"], 2 * curve["scale"]
+        axes.fill_between(x, mean - width, mean + width, color=_BLUE, alpha=0.25, linewidth=0)
+        axes.plot(x, mean, color=_BLUE, label="learner, two standard deviations")
+        exact, width = curve["exact_mean"], 2 * curve["exact_scale"]
+        axes.plot(x, exact, color=_GREY, linewidth=0.9, label="exact posterior")
+        for sign in (-1, 1):
+            axes.plot(x, exact + sign * width, color=_GREY, linestyle="--", linewidth=0.8)
+        axes.plot(curve["query_x"], curve["query_y"], "+", color=_GREEN, label="truth (queries)")
+        axes.plot(curve["support_x"], curve["support_y"], "o", color=_RED, markersize=5, label="support")
+        axes.set(xlabel="x", ylabel="y")
+        _tidy(axes)
+    grid[0][0].legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    _save(figure, path)

@@ -80,6 +80,14 @@ _MANN: Preset = _IMAGES | {
     "schedule": "constant",
     "validate_every": 500,
 }
+_STATISTICIAN: Preset = _IMAGES | {  # sets of 5
+    "way": 16,
+    "test_way": 5,
+    "queries": 4,
+    "steps": 500,
+    "meta_batch": 1,
+    "validate_every": 100,
+}
 _ON_IMAGES: dict[str, Preset] = {
     "maml": _GRADIENT,
     "fomaml": _GRADIENT,
@@ -98,6 +106,7 @@ _ON_IMAGES: dict[str, Preset] = {
     "metagan": _METRIC,
     "snail": _SNAIL,
     "mann": _MANN,
+    "statistician": _STATISTICIAN,
 }
 
 # Omniglot: what differs from the rows above. Where a published schedule does not fit an hour it is shortened, and
@@ -131,6 +140,7 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 10_000, "validate_every": 2000},
     "meta-lstm": {"test_queries": 15, "steps": 5000, "validate_every": 1000},
     "mann": {"steps": 10_000, "validate_every": 1000},
+    "statistician": {"test_queries": 15, "steps": 20_000, "validate_every": 2000},
 }
 
 # Curves.
@@ -149,6 +159,17 @@ _CURVES: Preset = _UNUSED | {
     "test_tasks": 4000,
     "seed": 0,
     "devices": 1,
+}
+_GP: Preset = _CURVES | {
+    "shot": 9,
+    "queries": 9,
+    "steps": 20_000,
+    "meta_batch": 64,
+    "schedule": "cosine",
+    "inner_steps": 0,
+    "test_inner_steps": 0,
+    "validate_every": 2000,
+    "test_tasks": 2000,
 }
 _ON_CURVES: dict[str, Preset] = {
     "mamlpp": {"inner_steps": 5, "test_inner_steps": 5},
@@ -169,6 +190,8 @@ def preset(algorithm: str, data: str) -> Preset:
     if data not in known.data:
         why = "learns classes, not the real targets of" if data in REGRESSION else "cannot be trained on"
         raise UsageError(f"{algorithm} {why} --data {data}. Use --data {known.data[0]}.")
+    if data == "gp":
+        return _GP
     if data in REGRESSION:
         return _CURVES | _ON_CURVES.get(algorithm, {})
     return _ON_IMAGES[algorithm] | (_OMNIGLOT | _ON_OMNIGLOT.get(algorithm, {}) if data == "omniglot" else {})

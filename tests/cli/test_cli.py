@@ -100,13 +100,33 @@ ON_IMAGES = {
     "metagan": [],
     "snail": [],
     "mann": [],
+    "statistician": [],
 }
+ON_GAUSSIAN_CURVES = ("cnp", "np", "acnp", "anp")
 
 
 def test_every_algorithm_is_run_by_a_test():
     """Catches an algorithm whose preset nobody has tried."""
     on_lines = {name for name, entry in ALGORITHMS.items() if "linear" in entry.data}
-    assert on_lines | {"prototypical"} | ON_IMAGES.keys() == ALGORITHMS.keys()
+    assert on_lines | {"prototypical"} | ON_IMAGES.keys() | set(ON_GAUSSIAN_CURVES) == ALGORITHMS.keys()
+
+
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param(name, marks=[] if name == "cnp" else [pytest.mark.slow]) for name in ON_GAUSSIAN_CURVES]
+)
+def test_curves_of_a_gaussian_process_are_scored_beside_their_oracle(tmp_path, algorithm):
+    """Catches an oracle scored on other curves or with a smaller standard deviation, a missing key, a score whose best
+    is taken for its worst, or a picture of nothing."""
+    run, few = tmp_path / "run", ["--smoke", "--no-compilation-cache", "--shot", "5", "--queries", "4"]
+    assert main(["train", algorithm, *few, "--run", str(run)]) == 0
+    scores = next(r for r in records(run) if r["event"] == "test")["scores"]
+    oracle = next(name for name in scores if name.startswith("oracle"))
+    assert scores[oracle]["mean"] > scores["meta-trained"]["mean"]
+    report = (run / "report.md").read_text()
+    assert "3 to 5 support and 4 query points" in report
+    assert "log-density per new point (nats), 95 %" in report
+    assert_is_a_picture(run / "bands.png")
+    assert main(["evaluate", str(run), "--num-tasks", "4", "--no-compilation-cache"]) == 0
 
 
 @pytest.mark.parametrize(

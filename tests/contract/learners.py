@@ -450,6 +450,7 @@ ROWS = [
         clusters,
         accuracy,
         random=True,
+        slow=True,
     ),
     Row(
         "rl_maml",
