@@ -29,6 +29,8 @@ from ._hyperparameter import (
 from .bilevel import (
     Bilevel as Bilevel,
     Hypergradient as Hypergradient,
+    HypergradientReport as HypergradientReport,
+    HypergradientRow as HypergradientRow,
     RealTime as RealTime,
     check_hypergradient as check_hypergradient,
     choose_adjoint as choose_adjoint,

@@ -1,6 +1,10 @@
 """Bilevel problems: an outer loss of what an inner loop ends at, and its gradient. Knows no learner."""
 
-from ._check import Report as Report, Row as Row, check_hypergradient as check_hypergradient
+from ._check import (
+    HypergradientReport as HypergradientReport,
+    HypergradientRow as HypergradientRow,
+    check_hypergradient as check_hypergradient,
+)
 from ._hypergradient import (
     Hypergradient as Hypergradient,
     choose_adjoint as choose_adjoint,

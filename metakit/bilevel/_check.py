@@ -19,7 +19,7 @@ from ._problem import Bilevel, solve, solver_of, start_of
 _STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 
 
-class Row(NamedTuple):
+class HypergradientRow(NamedTuple):
     """One comparison of one leaf.
 
     - `leaf`: its path in `hyper`.
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     - `resolution`: how far two difference steps agree, relatively: no smaller error can be seen. 0 for the others.
 
     >>> import metakit as mk
-    >>> mk.bilevel.Row("['rate']", "jvp", 1e-12, 0.0).leaf
+    >>> mk.HypergradientRow("['rate']", "jvp", 1e-12, 0.0).leaf
     "['rate']"
     """
 
@@ -38,15 +38,15 @@ class Row(NamedTuple):
     resolution: float
 
 
-class Report(NamedTuple):
+class HypergradientReport(NamedTuple):
     """What `mk.check_hypergradient` found. `str(report)` is a table.
 
     - `adjoint`: the name of the adjoint that was checked.
     - `tolerance`: the largest error that counts as agreement.
-    - `rows`: a `Row` for every leaf and comparison.
+    - `rows`: a `HypergradientRow` for every leaf and comparison.
 
     >>> import metakit as mk
-    >>> report = mk.bilevel.Report("MixedMode", 1e-6, (mk.bilevel.Row("['rate']", "jvp", 0.5, 0.0),))
+    >>> report = mk.HypergradientReport("MixedMode", 1e-6, (mk.HypergradientRow("['rate']", "jvp", 0.5, 0.0),))
     >>> report.agrees, report.worst.error
     (False, 0.5)
     >>> print(report)
@@ -57,7 +57,7 @@ class Report(NamedTuple):
 
     adjoint: str
     tolerance: float
-    rows: tuple[Row, ...]
+    rows: tuple[HypergradientRow, ...]
 
     @property
     def agrees(self) -> bool:
@@ -65,7 +65,7 @@ class Report(NamedTuple):
         return all(row.error <= self.tolerance for row in self.rows)
 
     @property
-    def worst(self) -> Row:
+    def worst(self) -> HypergradientRow:
         """The row with the largest error; NaN counts as infinite."""
         return max(self.rows, key=lambda row: float("inf") if row.error != row.error else row.error)
 
@@ -84,7 +84,7 @@ class Report(NamedTuple):
             [f"the hypergradient of {self.adjoint} {verdict} (tolerance {self.tolerance:g})", *(f"  {b}" for b in body)]
         )
 
-    def _cell(self, row: Row) -> str:
+    def _cell(self, row: HypergradientRow) -> str:
         if row.error <= self.tolerance:
             return f"{row.error:.1e}"
         seen = f" (differences resolve {row.resolution:.0e})" if row.resolution > self.tolerance else ""
@@ -100,11 +100,12 @@ def check_hypergradient(
     adjoint: AbstractAdjoint | Literal["auto"] = "auto",
     against: Sequence[AbstractAdjoint] = (Unrolled(), Checkpointed(), MixedMode()),
     tolerance: float = 1e-6,
-) -> Report:
+) -> HypergradientReport:
     r"""Compare a hypergradient, leaf by leaf and in float64, with everything that should equal it.
 
     - **Central differences** along a random direction $d$ of each leaf, with $E_k = E(\lambda + k h d)$ at that of
-      seven steps $h$ at which they are most exact: $\langle g, d\rangle \approx (8 E_1 - 8 E_{-1} - E_2 + E_{-2}) / 12h$.
+      seven steps $h$ at which they are most exact:
+      $\langle g, d\rangle \approx (8 E_1 - 8 E_{-1} - E_2 + E_{-2}) / 12h$.
     - **Forward mode**: the same products by `jax.jvp` through the plain loop, `jvp` against `vjp`.
     - **Adjoint against adjoint**: the whole leaf, in the Euclidean norm.
 
@@ -119,7 +120,7 @@ def check_hypergradient(
       fit into memory.
     - `tolerance`: the largest relative error that counts as agreement; default 1e-6.
 
-    **Returns:** a `Report`: `assert report.agrees, report`.
+    **Returns:** a `HypergradientReport`: `assert report.agrees, report`.
 
     **Raises:** `ValueError` as `mk.hypergradient`.
 
@@ -150,10 +151,12 @@ def check_hypergradient(
         # Below this, in the unit of a gradient, numbers are rounding: relative errors of zeros would mean nothing.
         floor = 1e-10 * max(float(jnp.abs(value)), float(global_norm(gradient)))
         rows = _rows(outer, floating, gradient, others, floor)
-    return Report(_name(adjoint), tolerance, tuple(rows))
+    return HypergradientReport(_name(adjoint), tolerance, tuple(rows))
 
 
-def _rows(outer: Callable[[Any], Any], floating: Any, gradient: Any, others: dict[str, Any], floor: float) -> list[Row]:
+def _rows(
+    outer: Callable[[Any], Any], floating: Any, gradient: Any, others: dict[str, Any], floor: float
+) -> list[HypergradientRow]:
     rows = []
     flat, structure = jax.tree_util.tree_flatten_with_path(floating)
     leaves = [leaf for _, leaf in flat]
@@ -168,16 +171,18 @@ def _rows(outer: Callable[[Any], Any], floating: Any, gradient: Any, others: dic
 
         difference, doubt = _difference(outer, floating, along, max(float(jnp.sqrt(jnp.mean(leaf**2))), 1e-2))
         scale = max(abs(difference), size, floor)
-        rows.append(Row(name, "differences", abs(product - difference) / scale, doubt / scale))
+        rows.append(HypergradientRow(name, "differences", abs(product - difference) / scale, doubt / scale))
 
         _, forward = jax.jvp(outer, (floating,), (along,))
-        rows.append(Row(name, "jvp", abs(product - float(forward)) / max(abs(float(forward)), size, floor), 0.0))
+        rows.append(
+            HypergradientRow(name, "jvp", abs(product - float(forward)) / max(abs(float(forward)), size, floor), 0.0)
+        )
 
         for other, tree in others.items():
             expected = jax.tree.leaves(tree)[i]
             error = float(jnp.linalg.norm(jnp.ravel(slope - expected)))
             scale = max(float(jnp.linalg.norm(jnp.ravel(expected))), size, floor)
-            rows.append(Row(name, other, error / scale, 0.0))
+            rows.append(HypergradientRow(name, other, error / scale, 0.0))
     return rows
 
 

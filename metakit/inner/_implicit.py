@@ -109,9 +109,7 @@ class Implicit(AbstractAdjoint):
 @eqx.filter_custom_vjp
 def _minimum(inputs: Inputs, loop: Loop, how: Implicit) -> Solution:
     del how
-    solution = run(inputs, loop)
-    slope = jax.grad(value_of(inputs, loop))(solution.params, inputs.args, _last(loop))
-    return Solution(solution.params, solution.losses, solution.state, solution.observed, global_norm(slope))
+    return _minimise(inputs, loop)[0]
 
 
 @_minimum.def_fwd
@@ -124,8 +122,7 @@ def _forward(perturbed: Inputs, inputs: Inputs, loop: Loop, how: Implicit) -> An
                 "gradient (jax.lax.stop_gradient) where none is wanted; or let the objective pull towards the "
                 "initialisation, as mk.maml.imaml does."
             )
-    solution = _minimum.fn(inputs, loop, how)
-    residual = solution.residual
+    solution, residual = _minimise(inputs, loop)
     # For its error, before the linear solve; what is compiled gets its NaN in the backward pass.
     raise_or_nan(_unfinished(residual, how), (), lambda: _not_converged(residual, loop, how))
     return solution, (solution.params, residual)
@@ -154,6 +151,13 @@ def _backward(residuals: Any, cotangents: Solution, perturbed: Inputs, inputs: I
     through_args = raise_or_nan(_unfinished(residual, how), through_args, lambda: _not_converged(residual, loop, how))
     nothing = jax.tree.map(lambda _: None, inexact(inputs))
     return eqx.tree_at(lambda tree: tree.args, nothing, through_args, is_leaf=lambda leaf: leaf is None)
+
+
+def _minimise(inputs: Inputs, loop: Loop) -> tuple[Solution, Array]:
+    solution = run(inputs, loop)
+    slope = jax.grad(value_of(inputs, loop))(solution.params, inputs.args, _last(loop))
+    residual = global_norm(slope)
+    return Solution(solution.params, solution.losses, solution.state, solution.observed, residual), residual
 
 
 def _solve(slope: Any, params: Any, v: Any, how: Implicit) -> tuple[Any, Array]:

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -37,7 +38,9 @@ class Reversible(AbstractAdjoint):
     | memory | one step's activations; 16 bytes and about $\frac43 K \log_2(1/\mu)$ bits a parameter |
     | gradients | params, args, solver: all exact, of the loop as it is taken |
 
-    At a decay of 0.9 these are 0.2 bits a step. What is taken is the loop with each decay moved to the nearest multiple of $2^{-16}$ (0.9 becomes 0.899994), and
+    At a decay of 0.9 these are 0.2 bits a step.
+
+    What is taken is the loop with each decay moved to the nearest multiple of $2^{-16}$ (0.9 becomes 0.899994), and
     with values rounded to $2^{-52}$ and products with a decay to about $2^{-36}$. Only first derivatives, in reverse
     mode, exist; a second raises.
 
@@ -127,9 +130,11 @@ class Reversible(AbstractAdjoint):
 
 
 def _snap_checked(decay: Array) -> Array:
-    if not isinstance(decay, Tracer) and not bool(jnp.all((decay > 0) & (decay < 1))):
+    # By numpy, as inside a compiled program even the comparison of known numbers is not known.
+    known = None if isinstance(decay, Tracer) else np.asarray(decay)
+    if known is not None and not np.all((known > 0) & (known < 1)):
         raise ValueError(
-            f"Reversible needs every decay (momentum) strictly between 0 and 1, got {decay.tolist()}. A decay of 0 "
+            f"Reversible needs every decay (momentum) strictly between 0 and 1, got {known.tolist()}. A decay of 0 "
             "forgets the velocity that the backward pass restores; without momentum use "
             "mk.inner.MixedMode(checkpointed=True)."
         )
@@ -190,7 +195,9 @@ def _and_back(numbers: Numbers, cotangents: Solution, perturbed: Inputs, inputs:
         for name in ("position", "velocity", "lanes")
         for a, b in zip(jax.tree.leaves(getattr(numbers, name)), jax.tree.leaves(getattr(begun, name)), strict=True)
     ]
-    of_params, of_moving = raise_or_nan(~jnp.all(jnp.stack(arrived)), (of_params, of_moving), _not_restored)
+    # Numbers that had left their range may find the way back, but the loop that they describe is not the one asked for.
+    bad = ~jnp.all(jnp.stack(arrived)) | numbers.out_of_range | numbers.out_of_bits
+    of_params, of_moving = raise_or_nan(bad, (of_params, of_moving), _not_restored)
     of_args, of_solver = of_moving
     nothing = jax.tree.map(lambda _: None, inexact(inputs))
     return Inputs(of_params, nothing.rest, of_args, of_solver)
