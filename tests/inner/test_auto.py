@@ -1,5 +1,7 @@
 """Which adjoint is chosen, and what is said about it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,25 +31,23 @@ def choose(num_steps, solver=MOMENTUM, width=16, **options):
     [
         (5, {}, mk.inner.Unrolled(), r"5 steps of Momentum on 528 parameters: Unrolled, .* few steps"),
         (6, {}, mk.inner.MixedMode(), r"state of every step"),
-        (5, {"memory_limit": 100_000}, mk.inner.MixedMode(), r"MiB of 0\.0954 MiB"),
+        (5, {"memory_limit": 150_000}, mk.inner.MixedMode(), r"MiB of 0\.143 MiB"),
         (1000, {"memory_limit": 1 << 20}, mk.inner.MixedMode(checkpointed=True), r"states of 2 sqrt\(K\) steps"),
         (10_000, {"memory_limit": 1_200_000}, mk.inner.Reversible(), r"bits a step, and moves decays"),
         (
             10_000,
-            {"memory_limit": 1_200_000, "solver": mk.inner.SGD(0.1), "num_hyperparameters": 2},
-            None,
-            r"2 derivat",
+            {"memory_limit": 500_000, "solver": mk.inner.SGD(0.1), "num_hyperparameters": 2},
+            mk.inner.Forward(),
+            r"carries 2 derivatives along",
         ),
-        (10_000, {"memory_limit": 1000}, mk.inner.MixedMode(checkpointed=True), r"the smallest.*does not fit"),
+        (10, {"memory_limit": 1000}, mk.inner.Reversible(), r"the smallest.*does not fit"),
     ],
 )
 def test_the_choice_and_its_reason(num_steps, options, expected, reason):
     """Catches a chooser that ignores steps, memory, the solver or the number of hyperparameters, or that hides why."""
     choice = choose(num_steps, **options)
-    if expected is not None and "the smallest" not in reason:
-        assert choice.adjoint == expected
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(choice.reason)
+    assert choice.adjoint == expected
+    assert re.search(reason, choice.reason), choice.reason
 
 
 def test_solvers_that_cannot_be_undone_are_never_given_to_reversible():
@@ -86,7 +86,7 @@ def test_auto_solves_with_its_choice():
         solution = adjoint.solve(objective, MOMENTUM, params, WIDE, 40)
         return jnp.sum(solution.params["a"] ** 2) + solution.losses[3]
 
-    small = mk.inner.Auto(memory_limit=150_000)
+    small = mk.inner.Auto(memory_limit=200_000)
     text = str(jax.make_jaxpr(jax.grad(lambda p: loss(p, small)))(params_of(16)))
     assert "f64[40,32,16]" not in text
     assert "f64[40,32,16]" in str(jax.make_jaxpr(jax.grad(lambda p: loss(p, mk.inner.Auto())))(params_of(16)))

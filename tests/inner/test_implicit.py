@@ -178,11 +178,11 @@ def test_a_neumann_series_that_diverges_is_refused():
 def test_float32_and_vmap():
     """Catches a solve that promotes, one that cannot reach a float64 tolerance in float32, and one that does not
     batch."""
-    args = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), prox_args())
+    args, query = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (prox_args(), QUERY))
     start = jnp.zeros(4, jnp.float32)
 
     def gradient(pull):
-        return jax.grad(lambda args: outer(args, start=start))({**args, "pull": pull})["centre"]
+        return jax.grad(lambda args: fit(at_minimum(args, start=start).params, *query))({**args, "pull": pull})["centre"]
 
     pulls = jnp.asarray([0.5, 0.7], jnp.float32)
     together = jax.jit(jax.vmap(gradient))(pulls)

@@ -89,7 +89,7 @@ def test_forward_costs_one_derivative_for_each_number_that_is_differentiated():
 
 def test_forward_with_an_integer_in_the_solver_s_state():
     """Catches Adam's step count among the derivatives."""
-    solver = mk.inner.Optax(optax.adam, learning_rate=0.05, b1=0.8, eps_root=1e-4)
+    solver = mk.inner.Optax(optax.adam, learning_rate=0.05, eps_root=1e-4)
     gradients = [
         eqx.filter_grad(lambda solver, adjoint: outcome((ARGS, solver), adjoint, 4))(solver, adjoint)
         for adjoint in (mk.inner.Forward(), mk.inner.MixedMode())
