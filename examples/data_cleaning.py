@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.patches import Rectangle
 
 import metakit as mk
 
@@ -71,17 +72,14 @@ def picture(path: pathlib.Path, data, weights, curve) -> None:
     images = 1 - np.asarray(data["train_x"][least]).reshape(3, 8, side, side).transpose(0, 2, 1, 3)
     axes[2].imshow(images.reshape(3 * side, 8 * side), cmap="gray")
     for i, index in enumerate(least):
-        colour = "C3" if bool(data["wrong"][index]) else "C2"
-        row, column = divmod(i, 8)
-        box = {"xy": (column * side, row * side), "width": side - 1.5, "height": side - 1.5}
-        axes[2].add_patch(plt.Rectangle(**box, fill=False, color=colour))
-    axes[2].set(title="from the least to a middling weight; red: wrong label", xticks=[], yticks=[])
-    axes[2].title.set_fontsize("x-small")
+        corner, colour = (i % 8 * side, i // 8 * side), "C3" if bool(data["wrong"][index]) else "C2"
+        axes[2].add_patch(Rectangle(corner, side - 1.5, side - 1.5, fill=False, color=colour))
+    axes[2].set(xlabel="from the least trusted on; red: the label is wrong", xticks=[], yticks=[])
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
-def main(path: pathlib.Path, way: int = WAY, steps: int = STEPS, hyper_steps: int = HYPER_STEPS, seed: int = 0):
+def main(path: pathlib.Path | None, way: int = WAY, steps: int = STEPS, hyper_steps: int = HYPER_STEPS, seed: int = 0):
     data = draw(way, seed)
     params = {"w": jnp.zeros((data["train_x"].shape[1], way)), "b": jnp.zeros(way)}
     problem = mk.Bilevel(inner, outer, mk.inner.Momentum(0.5, 0.9), num_steps=steps)
@@ -93,7 +91,7 @@ def main(path: pathlib.Path, way: int = WAY, steps: int = STEPS, hyper_steps: in
     def hyper_step(weights, state, data):
         value, gradient, _ = mk.hypergradient(problem, weights, params, data)
         updates, state = optimiser.update(gradient, state)
-        return jnp.clip(optax.apply_updates(weights, updates), 0, 1), state, value
+        return jnp.clip(weights + updates, 0, 1), state, value
 
     @eqx.filter_jit
     def accuracy(weights, data):
@@ -104,21 +102,22 @@ def main(path: pathlib.Path, way: int = WAY, steps: int = STEPS, hyper_steps: in
     for _ in range(hyper_steps):
         weights, state, value = hyper_step(weights, state, data)
         curve.append((float(value), f1(weights < 0.5, data["wrong"])))
-    everything = {f"train_{k}": jnp.concatenate([data[f"train_{k}"], data[f"valid_{k}"]]) for k in "xy"}
+    both = data | {f"train_{k}": jnp.concatenate([data[f"train_{k}"], data[f"valid_{k}"]]) for k in "xy"}
     result = {
         "F1 of the wrong labels found": curve[-1][1],
         "test accuracy, cleaned": float(accuracy(weights, data)),
         "trained on everything": float(accuracy(jnp.ones_like(weights), data)),
-        "on everything and the validation set": float(accuracy(jnp.ones(len(everything["train_y"])), data | everything)),
+        "on everything and the validation set": float(accuracy(jnp.ones(len(both["train_y"])), both)),
         "on the right labels alone": float(accuracy(1.0 - data["wrong"], data)),
     }
     print("\n".join(f"{name}: {value:.3f}" for name, value in result.items()))
-    picture(path, data, weights, curve)
+    if path is not None:
+        picture(path, data, weights, curve)
     return result
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=pathlib.Path, help="where to write the picture (PNG)")
+    parser.add_argument("path", type=pathlib.Path, nargs="?", help="where to write the picture (PNG)")
     parser.add_argument("--seed", type=int, default=0)
     main(**vars(parser.parse_args()))

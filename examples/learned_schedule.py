@@ -19,7 +19,8 @@ import optax
 import metakit as mk
 
 WAY, STEPS, HYPER_STEPS, BATCH = 20, 100, 50, 64
-START = {"rate": 1.0, "decay": 0.9}
+START_RATE, DECAY, HYPER_RATE = 1.0, 0.9, 0.05
+RATES = (0.3, 0.5, 1.0, 1.5, 2.0)
 
 
 def draw(way: int) -> mk.Examples:
@@ -29,7 +30,8 @@ def draw(way: int) -> mk.Examples:
 
 
 def network(key) -> mk.nn.MLP:
-    return mk.nn.MLP(196, WAY, 50, 3, jnp.tanh, key=key)
+    model = mk.nn.MLP(196, WAY, 50, 3, jnp.tanh, key=key)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), model)
 
 
 def loss(model, data, order):
@@ -71,38 +73,42 @@ def picture(path: pathlib.Path, hyper, curves) -> None:
     plt.close(figure)
 
 
-def main(path: pathlib.Path | None = None, steps: int = STEPS, hyper_steps: int = HYPER_STEPS) -> dict[str, float]:
-    # The adjoint works with integers of 64 bits; the network stays in 32.
-    with jax.enable_x64(True):
-        examples = draw(WAY)
-        problem = mk.Bilevel(inner, outer, solver, num_steps=steps)
+def main(path: pathlib.Path | None, steps: int = STEPS, hyper_steps: int = HYPER_STEPS, tests: int = 10):
+    examples, problem = draw(WAY), mk.Bilevel(inner, outer, solver, num_steps=steps)
 
-        @eqx.filter_jit
-        def train(hyper, key):
-            """From another initialisation and with other minibatches each time, so that no single run is learned by heart."""
-            model_key, order_key = jax.random.split(key)
-            order = jax.random.randint(order_key, (steps, BATCH), 0, len(examples.x), jnp.int32)
-            model = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_array(x) else x, network(model_key))
-            return mk.hypergradient(
-                problem, hyper, model, {"train": examples, "order": order}, adjoint=mk.inner.Reversible()
-            )
+    @eqx.filter_jit
+    def train(hyper, key):
+        """From another start and with other minibatches each time, so that no single run is learned by heart."""
+        model_key, order_key = jax.random.split(key)
+        order = jax.random.randint(order_key, (steps, BATCH), 0, len(examples.x), jnp.int32)
+        model, data = network(model_key), {"train": examples, "order": order}
+        return mk.hypergradient(problem, hyper, model, data, adjoint=mk.inner.Reversible(0.4))
 
-        def final_loss(hyper):
-            return float(np.mean([train(hyper, jax.random.key(1000 + i)).value for i in range(10)]))
+    def test(hyper):
+        """Unseen starts: the loss over all examples after the last step, and the curve of the first."""
+        runs = [train(hyper, jax.random.key(1000 + i)) for i in range(tests)]
+        return float(np.mean([run.value for run in runs])), np.asarray(runs[0].solution.losses)
 
-        model = eqx.filter(network(jax.random.key(0)), eqx.is_inexact_array)
-        grid = {rate: final_loss(constant(model, steps, rate, 0.9)) for rate in (1.0, 1.5, 2.0)}
-        print(grid)
-        hyper = constant(model, steps, **START)
-        optimiser = optax.adam(0.05)
-        state = optimiser.init(hyper)
-        for i in range(hyper_steps):
-            value, gradient, _ = train(hyper, jax.random.key(i))
-            updates, state = optimiser.update(gradient, state)
-            hyper = optax.apply_updates(hyper, updates)
-            if i%10==0: print(i, value, optax.global_norm(gradient))
-        print(final_loss(hyper))
+    hyper = constant(network(jax.random.key(0)), steps, START_RATE, DECAY)
+    optimiser = optax.adam(HYPER_RATE)
+    state = optimiser.init(hyper)
+    for i in range(hyper_steps):
+        _, gradient, _ = train(hyper, jax.random.key(i))
+        updates, state = optimiser.update(gradient, state)
+        hyper = optax.apply_updates(hyper, updates)
+    fixed = {rate: test(constant(network(jax.random.key(0)), steps, rate, DECAY)) for rate in RATES}
+    best, ours = min(fixed, key=lambda rate: fixed[rate][0]), test(hyper)
+    result = {"learned": ours[0], **{f"rate {rate}": loss for rate, (loss, _) in fixed.items()}}
+    print(f"{sum(leaf.size for leaf in jax.tree.leaves(hyper))} hyperparameters; mean loss of {tests} unseen starts:")
+    print("\n".join(f"{name}: {value:.3f} nats" for name, value in result.items()))
+    if path is not None:
+        picture(path, hyper, {f"one rate, the best: {best}": fixed[best][1], "learned": ours[1]})
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    # The restored states are integers of 64 bits; the network stays in 32.
+    jax.config.update("jax_enable_x64", True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=pathlib.Path, nargs="?", help="where to write the picture (PNG)")
+    main(parser.parse_args().path)

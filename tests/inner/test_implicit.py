@@ -131,6 +131,7 @@ def network_args():
     return params, args
 
 
+@pytest.mark.slow
 def test_a_converged_network_agrees_with_the_unroll():
     """Catches an implicit gradient that is right for quadratics only: every leaf within 1e-4 of the unroll."""
     params, args = network_args()
@@ -175,14 +176,18 @@ def test_a_neumann_series_that_diverges_is_refused():
         jax.grad(outer)(prox_args(), mk.inner.Implicit(mk.inner.Neumann(50, 5.0)))
 
 
+@pytest.mark.slow
 def test_float32_and_vmap():
     """Catches a solve that promotes, one that cannot reach a float64 tolerance in float32, and one that does not
     batch."""
     args, query = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (prox_args(), QUERY))
     start = jnp.zeros(4, jnp.float32)
 
+    def loss(args):
+        return fit(at_minimum(args, start=start).params, *query)
+
     def gradient(pull):
-        return jax.grad(lambda args: fit(at_minimum(args, start=start).params, *query))({**args, "pull": pull})["centre"]
+        return jax.grad(loss)({**args, "pull": pull})["centre"]
 
     pulls = jnp.asarray([0.5, 0.7], jnp.float32)
     together = jax.jit(jax.vmap(gradient))(pulls)
@@ -279,6 +284,7 @@ def test_bad_options(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_it_takes_the_path_of_a_plain_loop():
     """Catches an adjoint that changes the numbers of the forward pass."""
     params, args = network_args()

@@ -87,6 +87,7 @@ def test_forward_costs_one_derivative_for_each_number_that_is_differentiated():
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(0.05), data), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_forward_with_an_integer_in_the_solver_s_state():
     """Catches Adam's step count among the derivatives."""
     solver = mk.inner.Optax(optax.adam, learning_rate=0.05, eps_root=1e-4)
