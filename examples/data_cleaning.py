@@ -33,7 +33,7 @@ def draw(way: int, seed: int) -> dict[str, jax.Array]:
     data = {f"{name}_x": pixels[:, part].reshape(-1, pixels.shape[-1]) for name, part in PARTS.items()}
     data |= {f"{name}_y": labels[:, part].reshape(-1) for name, part in PARTS.items()}
     n = len(data["train_y"])
-    wrong = np.isin(np.arange(n), rng.choice(n, n // 2, replace=False))
+    wrong = rng.permutation(n) < n // 2
     moved = (data["train_y"] + rng.integers(1, way, n, dtype=np.int32)) % way
     return jax.tree.map(jnp.asarray, data | {"train_y": np.where(wrong, moved, data["train_y"]), "wrong": wrong})
 
@@ -58,15 +58,14 @@ def f1(found, wrong) -> float:
 def picture(path: pathlib.Path, data, weights, curve) -> None:
     """The way there, the weights, and the examples that were trusted least."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained", width_ratios=(1, 1, 1.4))
-    losses, found = zip(*curve, strict=True)
-    axes[0].plot(losses, "C0", label="validation loss (nats)")
-    axes[0].plot(found, "C1", label="F1 of wrong labels found")
+    for values, label in zip(zip(*curve, strict=True), ("validation loss (nats)", "F1 of wrong labels"), strict=True):
+        axes[0].plot(values, label=label)
     axes[0].set(xlabel="hypergradient steps", ylim=0)
-    axes[0].legend(fontsize="x-small")
-    groups = [np.asarray(weights[wrong]) for wrong in (data["wrong"], ~data["wrong"])]
-    axes[1].hist(groups, bins=20, label=["label is wrong", "label is right"], color=["C3", "C2"])
+    groups = [np.asarray(weights[which]) for which in (data["wrong"], ~data["wrong"])]
+    axes[1].hist(groups, bins=20, label=["wrong label", "right label"], color=["C3", "C2"])
     axes[1].set(xlabel="weight of an example", ylabel="examples")
-    axes[1].legend(fontsize="x-small")
+    for axis in axes[:2]:
+        axis.legend(fontsize="x-small")
     least = jnp.argsort(weights)[:: len(weights) // 40][:24]
     side = int(data["train_x"].shape[1] ** 0.5)
     images = 1 - np.asarray(data["train_x"][least]).reshape(3, 8, side, side).transpose(0, 2, 1, 3)
@@ -84,14 +83,13 @@ def main(path: pathlib.Path | None, way: int = WAY, steps: int = STEPS, hyper_st
     params = {"w": jnp.zeros((data["train_x"].shape[1], way)), "b": jnp.zeros(way)}
     problem = mk.Bilevel(inner, outer, mk.inner.Momentum(0.5, 0.9), num_steps=steps)
     weights = jnp.full(len(data["train_y"]), 0.5)
-    print(mk.choose_adjoint(problem, weights, params, data).reason)
     optimiser = optax.adam(RATE)
 
     @eqx.filter_jit
     def hyper_step(weights, state, data):
         value, gradient, _ = mk.hypergradient(problem, weights, params, data)
         updates, state = optimiser.update(gradient, state)
-        return jnp.clip(weights + updates, 0, 1), state, value
+        return jnp.clip(weights + updates, 0, 1), state, value  # a weight stays between 0 and 1
 
     @eqx.filter_jit
     def accuracy(weights, data):
@@ -119,5 +117,4 @@ def main(path: pathlib.Path | None, way: int = WAY, steps: int = STEPS, hyper_st
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=pathlib.Path, nargs="?", help="where to write the picture (PNG)")
-    parser.add_argument("--seed", type=int, default=0)
-    main(**vars(parser.parse_args()))
+    main(parser.parse_args().path)

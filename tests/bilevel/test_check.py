@@ -57,6 +57,7 @@ def test_a_wrong_leaf_is_named_with_its_error():
     assert [line.split()[0] for line in lines if "!" in line] == ["['decay']"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adjoint", "hyper"),
     [(mk.inner.Truncated(2), HYPER), (mk.inner.Implicit(tolerance=None), {"log_decay": HYPER["log_decay"]})],
@@ -69,6 +70,7 @@ def test_biased_adjoints_disagree(adjoint, hyper):
     assert 1e-3 < report.worst.error < 10
 
 
+@pytest.mark.slow
 def test_reversible_is_held_to_the_decays_that_it_takes():
     """Catches a check that calls Reversible wrong for rounding 0.8 to 52429/65536, or whose differences step over that
     staircase."""
@@ -87,6 +89,7 @@ def test_nan_is_not_agreement():
     assert "wrong in 2 of 2 leaves" in str(report)
 
 
+@pytest.mark.slow
 def test_a_leaf_without_influence_agrees_at_zero():
     """Catches relative errors of rounding: an unused leaf has gradient zero, and so have its differences."""
     report = mk.check_hypergradient(PROBLEM, {**HYPER, "unused": jnp.ones(3)}, PARAMS, DATA, against=())
@@ -112,6 +115,7 @@ def test_differences_that_cannot_resolve_the_tolerance_say_so():
     assert "differences resolve" in str(report)
 
 
+@pytest.mark.slow
 def test_the_problem_stays_as_it_is():
     """Catches a check that leaves the caller's problem in float64."""
     problem = dataclasses.replace(PROBLEM, solver=mk.inner.SGD(mk.fixed(jnp.asarray(0.05, jnp.float32))))

@@ -13,7 +13,13 @@ import metakit as mk
 decay = KINDS["weight_decay"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in {"rates_and_momenta", "weights_of_examples"} else pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
 def test_every_kind_of_hyperparameter_has_the_right_gradient(kind):
     """Catches a kind of hyperparameter that does not reach the outer loss through the call: every leaf against central
     differences and forward mode, to 1e-6, and none of them zero."""
@@ -38,6 +44,7 @@ def test_every_exact_adjoint_serves(kind, adjoint):
     assert max(row.error for row in report.rows if row.against not in ("differences",)) < 1e-9
 
 
+@pytest.mark.slow
 def test_adam_and_a_function_that_makes_the_solver():
     """Catches solver hyperparameters that are baked in: Adam's rate as a hyperparameter, by an optax factory."""
     problem = bilevel(solver=lambda hyper: mk.inner.Optax(optax.adam, learning_rate=hyper["rate"], eps_root=1e-4))
@@ -64,6 +71,7 @@ def test_it_is_pure_and_composes_with_jit_and_vmap():
         np.testing.assert_allclose(together[1]["log_decay"][i], one.gradient["log_decay"], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_descending_it_lowers_the_validation_loss():
     """Catches a gradient of the wrong sign: weights of examples learned on data of which half is corrupted must lower
     the validation loss, and give the corrupted half less weight."""
@@ -121,6 +129,7 @@ def test_a_hyperparameter_that_the_adjoint_drops_is_refused(problem, hyper, para
         eqx.filter_jit(lambda: mk.hypergradient(problem, hyper, params, DATA, adjoint=adjoint))()
 
 
+@pytest.mark.slow
 def test_a_hyperparameter_that_acts_in_two_ways_may_lose_one():
     """Catches a refusal of what is only biased: an initialisation that is also the centre of a pull has its exact
     implicit gradient, a decay that the outer loss uses too keeps the first-order one."""

@@ -23,7 +23,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["momentum", pytest.param("adam", marks=pytest.mark.slow)])
 def test_without_moving_the_hyperparameters_it_is_the_hypergradient(solver):
     """Catches derivatives lost between calls, of the parameters or of the solver's state, and a wrong step index:
     three calls of 3, 1 and 4 steps against one hypergradient of 8."""
@@ -42,6 +42,7 @@ def test_without_moving_the_hyperparameters_it_is_the_hypergradient(solver):
     assert state.params["name"] == "net"
 
 
+@pytest.mark.slow
 def test_a_learned_initialisation_starts_with_its_derivative():
     """Catches Z_0 = 0 where the initialisation depends on the hyperparameters."""
     problem = bilevel(init=lambda hyper: {**hyper, "name": "net"}, num_steps=3)
@@ -52,6 +53,7 @@ def test_a_learned_initialisation_starts_with_its_derivative():
         np.testing.assert_allclose(result.gradient[name], expected.gradient[name], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_tunes_a_rate_within_one_run():
     """Catches an update that pays no heed to the gradient: from a rate far too small, one run of 150 steps that moves
     the rate as it goes ends lower than the same run at the first rate."""
@@ -66,6 +68,7 @@ def test_it_tunes_a_rate_within_one_run():
     assert float(value) < 0.7 * float(still)
 
 
+@pytest.mark.slow
 def test_rates_that_run_out_are_refused():
     """Catches rates that are clamped to the last one when calls together take more steps than there are rates."""
     problem = bilevel(solver=lambda hyper: hyper, num_steps=3)

@@ -61,6 +61,7 @@ def test_solvers_that_cannot_be_undone_are_never_given_to_reversible():
     assert not isinstance(choice.adjoint, mk.inner.Reversible)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("num_steps", [32, 128])
 def test_the_estimates_bound_the_compiled_memory(num_steps):
@@ -79,6 +80,7 @@ def test_the_estimates_bound_the_compiled_memory(num_steps):
     assert choice.bytes / 2.5 < temporary(choice.adjoint) < 2.5 * choice.bytes
 
 
+@pytest.mark.slow
 def test_auto_solves_with_its_choice():
     """Catches an Auto that forgets its limit: with hardly any memory it must not keep the state of every step."""
 

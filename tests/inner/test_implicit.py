@@ -90,6 +90,7 @@ def test_ridge_regression_in_closed_form():
         assert float(error) < 1e-9, name
 
 
+@pytest.mark.slow
 def test_the_unroll_tends_to_it_geometrically():
     """Catches an implicit gradient that is consistent in itself and belongs to another problem: T20's second half."""
     expected = jax.grad(outer)(prox_args())["centre"]
@@ -197,6 +198,7 @@ def test_float32_and_vmap():
     np.testing.assert_allclose(together[1], jax.grad(outer)(prox_args())["centre"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_auxiliary_results_do_not_count_as_differentiated(scan):
     """Catches the refusal of path gradients where the losses are only returned, alone or from a scan over tasks."""

@@ -168,13 +168,8 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "num_steps"),
-    [
-        ("momentum", 3),
-        *(pytest.param(name, 50, marks=pytest.mark.slow) for name in SOLVERS),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "num_steps"), [("momentum", 3), *((name, 50) for name in SOLVERS)])
 def test_gradient_is_the_unroll_s_and_that_of_differences(name, num_steps):
     """Catches a dropped term of any input, decays and rates among them, and a decay that is not the one of the path:
     T19b. The reference runs with the decays that Reversible rounds to."""
@@ -229,6 +224,7 @@ def test_float32_parameters_stay_so_and_are_restored():
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_vmap_over_problems_is_a_loop():
     """Catches integers, lanes or flags that do not batch."""
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), {k: ARGS[k] for k in ("x", "y")})

@@ -39,6 +39,7 @@ def test_truncation_keeps_the_last_terms_of_the_sum():
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_bias_of_truncation_shrinks_geometrically():
     """Catches terms that are lost for another reason: on a contracting loop the bias after h steps is about ρ^h, and
     for all steps it is gone."""

@@ -72,6 +72,7 @@ def test_the_published_settings_and_the_residual():
     assert maml.diagnostics(exact, EPISODE).residual is None
 
 
+@pytest.mark.slow
 def test_the_losses_of_diagnostics_hold_the_pull_throughout():
     """Catches a last inner loss without the proximal term, which would seem to drop at the end."""
     losses = maml.diagnostics(line_learner(), EPISODE).inner_losses
