@@ -52,12 +52,16 @@ class Options:
     """Which."""
     peer_python: str | None = None
     """A Python that can import torch; by default this one, if it can."""
+    speed_steps: tuple[int, ...] = (64, 256)
+    """Inner steps of `speed`."""
+    peers_steps: tuple[int, ...] = (5, 50, 200)
+    """Inner steps of `peers`."""
     repeat: int = 5
     """Rounds; a time is the median over them."""
     pictures: pathlib.Path = ROOT / "docs" / "images"
     """A folder for the picture, bilevel-memory.png."""
     out: pathlib.Path | None = None
-    """A folder for bilevel.json; the parts that an earlier run wrote there and this one does not measure, stay."""
+    """A folder for bilevel.json; what an earlier run wrote there and this one does not measure, stays."""
     smoke: bool = False
     """Tiny sizes."""
 
@@ -93,7 +97,7 @@ def in_turns(sides: dict[str, Worker], options: Options, say: Say) -> dict[str, 
 def speed(options: Options, say: Say) -> list[dict[str, Any]]:
     """The exact adjoints against each other."""
     found = []
-    for steps in (4, 8) if options.smoke else (64, 256):
+    for steps in (4, 8) if options.smoke else options.speed_steps:
         with contextlib.ExitStack() as stack:
             sides = {name: stack.enter_context(bilevel_worker("jax")) for name in EXACT}
             for name, worker in sides.items():
@@ -130,7 +134,7 @@ def peers(options: Options, say: Say) -> list[dict[str, Any]]:
     if not worst <= TOLERANCE:
         raise AssertionError(f"the sides' gradients differ by {worst:.1e}, more than {TOLERANCE:g}")
     found = []
-    for steps in (2, 4) if options.smoke else (5, 50, 200):
+    for steps in (2, 4) if options.smoke else options.peers_steps:
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(bilevel_worker("jax"))
             ours.ask("load", adjoint="auto", small=options.smoke, num_steps=steps)
@@ -187,8 +191,10 @@ def run(options: Options, console: Console) -> dict[str, Any]:
                 record[part] = exact(options.smoke, say)
                 console.print_json(data=record[part])
             else:
-                record[part] = PARTS[part](options, say)
-                console.print(table(record[part], part))
+                new = PARTS[part](options, say)
+                console.print(table(new, part))
+                measured = {point["steps"] for point in new}
+                record[part] = [point for point in record.get(part, []) if point["steps"] not in measured] + new
     if "memory" in options.parts:
         options.pictures.mkdir(parents=True, exist_ok=True)
         picture(record["memory"], options.pictures / "bilevel-memory.png")

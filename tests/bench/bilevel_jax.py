@@ -42,10 +42,10 @@ def _inner(weights: list[Any], hyper: dict[str, Any], data: dict[str, Any], step
     return _error(weights, data, "train") + hyper["decay"] * sum(jnp.sum(w**2) for w in weights)
 
 
-def problem(size: Size, num_steps: int, *, momentum: bool, initial: bool) -> mk.Bilevel:
+def problem(size: Size, num_steps: int, dtype: str, *, momentum: bool, initial: bool) -> mk.Bilevel:
     """By the initial weights and the decay (`initial`), or by the decay alone."""
-    rate = jnp.asarray(size.rate, jnp.float32)
-    solver = mk.inner.Momentum(rate, jnp.asarray(size.momentum, jnp.float32)) if momentum else mk.inner.SGD(rate)
+    rate = jnp.asarray(size.rate, dtype)
+    solver = mk.inner.Momentum(rate, jnp.asarray(size.momentum, dtype)) if momentum else mk.inner.SGD(rate)
     start: Callable[[Any], Any] | None = (lambda hyper: hyper["weights"]) if initial else None
     return mk.Bilevel(_inner, lambda w, hyper, data: _error(w, data, "valid"), solver, num_steps, start)
 
@@ -57,7 +57,7 @@ def program(adjoint: str, small: bool, num_steps: int, dtype: str, *, momentum: 
     weights = [jnp.asarray(v) for name, v in values.items() if name[0] in "wb"]
     data = {name: jnp.asarray(v) for name, v in values.items() if name[0] not in "wb"}
     hyper: dict[str, Any] = {"decay": jnp.asarray(size.decay, dtype)}
-    bilevel = problem(size, num_steps, momentum=momentum, initial=initial)
+    bilevel = problem(size, num_steps, dtype, momentum=momentum, initial=initial)
     if initial:
         hyper["weights"], weights = weights, None
 
