@@ -106,7 +106,7 @@ def main(path: pathlib.Path | None, way: int = WAY, steps: int = STEPS, hyper_st
         "test accuracy, cleaned": float(accuracy(weights, data)),
         "trained on everything": float(accuracy(jnp.ones_like(weights), data)),
         "on everything and the validation set": float(accuracy(jnp.ones(len(both["train_y"])), both)),
-        "on the right labels alone": float(accuracy(1.0 - data["wrong"], data)),
+        "on the right labels alone": float(accuracy((~data["wrong"]).astype(jnp.float32), data)),
     }
     print("\n".join(f"{name}: {value:.3f}" for name, value in result.items()))
     if path is not None:

@@ -100,7 +100,6 @@ def main(path: pathlib.Path | None, steps: int = STEPS, hyper_steps: int = HYPER
         updates, state = optimiser.update(last.gradient, state)
         hyper = hyper + updates
         last = train(hyper)
-        print(last.value, last.gradient, hyper, error(last.solution.params, data["test"]))
     fits = {"hardly any decay": first.solution.params, "tuned decays": last.solution.params}
     result = {f"test error, {name}": float(error(fitted, data["test"])) for name, fitted in fits.items()}
     result |= {f"{name}: MiB at {k} steps": size for name, curve in memory.items() for k, size in curve.items()}

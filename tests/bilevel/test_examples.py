@@ -21,6 +21,13 @@ def example(name):
         sys.path.pop(0)
 
 
+@pytest.fixture(autouse=True)
+def as_users_run_them():
+    """optax's Adam takes a float to an integer power, which the strict promotion of the other tests refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture
 def noise(monkeypatch):
     """Images of noise in place of Glyphs, whose drawing would take most of the time."""
