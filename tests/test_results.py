@@ -84,3 +84,21 @@ def test_the_learned_inner_rate_is_the_closed_form_optimum():
     """Catches a hypergradient of the inner rate that is wrong by a factor or drops a term."""
     rate, optimum = example("learned_rate").main(steps=1500)
     assert abs(rate / optimum - 1) < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gru", "snail"])
+def test_the_bandits_example_runs_small(kind):
+    """Catches an example that its library has left behind; its figures are in the docs."""
+    untrained, trained, optimum = example("bandits").main(kind, steps=60, num_tasks=2000)
+    assert trained.low > untrained.high
+    assert trained.mean < optimum + 3 * trained.std / 2000**0.5
+
+
+@pytest.mark.slow
+def test_the_navigation_example_runs_small():
+    """Catches an example that its library has left behind; its figures are in the docs."""
+    returns, _, curve = example("navigation").main(steps=1, num_tasks=20, every=1)
+    assert [len(by_update) for by_update in returns.values()] == [4, 4, 4]
+    assert [step for step, _ in curve] == [0, 1]
+    assert all(np.isfinite(interval.mean) for by_update in returns.values() for interval in by_update)

@@ -1,4 +1,4 @@
-"""Checks of a metric learner's fields."""
+"""Checks of a learner's fields."""
 
 import numpy as np
 from jax.core import Tracer

@@ -19,6 +19,7 @@ from ._conv4 import (
 )
 from ._freeze import freeze_statistics as freeze_statistics
 from ._generator import ImageGenerator as ImageGenerator
+from ._gru import GRU as GRU, GRUCell as GRUCell, SequenceModel as SequenceModel
 from ._initialisers import (
     Initialiser as Initialiser,
     he_normal as he_normal,

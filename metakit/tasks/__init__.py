@@ -3,6 +3,12 @@ from ._decode import DecodeError as DecodeError
 from ._download import DownloadError as DownloadError, download as download
 from ._episodes import Episodes as Episodes
 from ._folder import image_folder as image_folder
+from ._gaussian_process import (
+    GaussianProcess as GaussianProcess,
+    GaussianProcessCurves as GaussianProcessCurves,
+    gp_kernel as gp_kernel,
+    gp_posterior as gp_posterior,
+)
 from ._glyphs import glyphs as glyphs
 from ._linear import (
     LinearPosterior as LinearPosterior,
@@ -20,4 +26,19 @@ from ._sinusoid import (
     sinusoid_nonadaptive as sinusoid_nonadaptive,
     sinusoid_nonadaptive_mse as sinusoid_nonadaptive_mse,
     sinusoid_zero_mse as sinusoid_zero_mse,
+)
+from .environments import (
+    Bandit as Bandit,
+    Bandits as Bandits,
+    GridWorld as GridWorld,
+    GridWorlds as GridWorlds,
+    GymnaxEnvironment as GymnaxEnvironment,
+    GymnaxEnvironments as GymnaxEnvironments,
+    Navigation as Navigation,
+    Navigations as Navigations,
+    TabularMDP as TabularMDP,
+    TabularMDPs as TabularMDPs,
+    bandit_optimal_value as bandit_optimal_value,
+    navigation_greedy as navigation_greedy,
+    optimal_values as optimal_values,
 )

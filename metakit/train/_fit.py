@@ -16,7 +16,7 @@ from ._checkpoint import Best, Checkpoints
 from ._events import Event, Interrupted, Progress, Resumed, Saved, Validated
 from ._interrupt import DeferredInterrupt
 from ._state import TrainState, own
-from ._step import run_steps
+from ._step import run_steps, step
 
 # Long enough that the host's work between dispatches vanishes, short enough that a display moves.
 _MOST_STEPS_PER_DISPATCH = 50
@@ -64,6 +64,7 @@ def fit(
     mesh: Mesh | None = None,
     chunk: Any = "auto",
     anneal: Callable[[Any, Any], Any] | None = None,
+    rule: Callable[..., Any] = step,
 ) -> FitResult:
     """Meta-train until the state has taken `num_steps` steps.
 
@@ -72,7 +73,7 @@ def fit(
 
     **Arguments:**
 
-    - `algorithm`, `optimiser`, `sampler`, `meta_batch`, `mesh`, `chunk`, `anneal`: as in `run_steps`.
+    - `algorithm`, `optimiser`, `sampler`, `meta_batch`, `mesh`, `chunk`, `anneal`, `rule`: as in `run_steps`.
     - `state`: from `init` or an earlier result. Its memory is donated: afterwards use the result's.
     - `num_steps`: steps in all, counting those that `state` (or the checkpoint) has already taken.
     - `steps_per_dispatch`: steps in one compiled call; it must divide `num_steps`, `validate_every` and
@@ -151,6 +152,7 @@ def fit(
                 mesh=mesh,
                 chunk=chunk,
                 anneal=anneal,
+                rule=rule,
             )
             taken += steps
             loss, norm = (float(np.mean(np.asarray(x))) for x in (diagnostics.loss, diagnostics.gradient_norm))

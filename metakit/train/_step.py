@@ -17,9 +17,10 @@ from metakit import random
 from metakit._compile import compiled
 from metakit._tree import all_finite, global_norm, is_key
 from metakit._typecheck import typed
-from metakit.sharding import map_tasks, meta_gradient, num_tasks, replicate
+from metakit.sharding import meta_gradient, num_tasks, replicate
 
-from ._errors import NonFiniteLossError
+from ._draw import step_keys, steps_ahead, tasks_of_steps
+from ._errors import NonFiniteLossError, require_positive
 from ._state import TrainState, others_promotion
 
 
@@ -31,6 +32,7 @@ class StepDiagnostics(eqx.Module):
     - `loss`: the mean meta-loss over the step's tasks, *before* the update.
     - `gradient_norm`: Euclidean norm of the meta-gradient over trainable leaves, before any clipping.
     - `finite`: whether loss, gradient and updated learner are all finite. If not, the step was not applied.
+    - `details`: what another kind of step (`TrustRegion`, `Epochs`) reports beside these; `None` for `step`.
 
     >>> import jax.numpy as jnp
     >>> StepDiagnostics(jnp.zeros(3), jnp.zeros(3), jnp.ones(3, bool)).loss.shape
@@ -40,44 +42,14 @@ class StepDiagnostics(eqx.Module):
     loss: Float[Array, "*steps"]
     gradient_norm: Float[Array, "*steps"]
     finite: Bool[Array, "*steps"]
+    details: Any = None
 
 
-def _step_keys(state: TrainState) -> tuple[Any, Any]:
-    """Of this step's tasks, and of the algorithm's own randomness: no key is used twice."""
-    task_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    return task_key, loss_key
-
-
-@typed
-def draw_tasks(sampler: Callable[..., Any], state: TrainState, *, meta_batch: int, mesh: Mesh | None = None) -> Any:
-    """The tasks that `run_steps` draws for the step that `state` is about to take.
-
-    **Arguments:**
-
-    - `sampler`: `sampler(key) -> task`, pure.
-    - `state`: whose `key` and `step` decide the tasks.
-    - `meta_batch`: how many tasks.
-    - `mesh`: draw on the devices of a mesh, each its own share; default none.
-
-    **Returns:** a batch of tasks, every array with a leading axis of `meta_batch`.
-
-    **Raises:** `ValueError` when `meta_batch` is below 1, or is no multiple of the mesh's devices.
-
-    >>> import jax, jax.numpy as jnp, optax, metakit as mk
-    >>> state = mk.train.init(jnp.ones(2), optax.sgd(0.1), key=jax.random.key(0))
-    >>> draw_tasks(jax.random.normal, state, meta_batch=3).shape
-    (3,)
-    """
-    _require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
-    keys = random.task_keys(_step_keys(state)[0], 0, meta_batch)
-    return map_tasks(sampler, keys, mesh=mesh, chunk=None)
-
-
-def _take_step(
+def take_step(
     algorithm: Any, optimiser: Any, state: TrainState, tasks: Any, mesh: Any, chunk: Any, anneal: Any
 ) -> tuple[TrainState, StepDiagnostics]:
-    learner = state.learner if anneal is None else _annealed(anneal, state)
-    keys = random.task_keys(_step_keys(state)[1], 0, num_tasks(tasks))
+    learner = state.learner if anneal is None else annealed(anneal, state)
+    keys = random.task_keys(step_keys(state)[1], 0, num_tasks(tasks))
     result = meta_gradient(algorithm, learner, tasks, keys, trainable=state.mask, mesh=mesh, chunk=chunk)
 
     params, rest = eqx.partition(learner, state.mask)
@@ -92,10 +64,10 @@ def _take_step(
     new = TrainState(
         eqx.combine(params, rest), opt_state, state.step + jnp.ones_like(state.step), state.key, state.moves
     )
-    return _choose(finite, new, state), StepDiagnostics(result.loss, norm, finite)
+    return choose(finite, new, state), StepDiagnostics(result.loss, norm, finite)
 
 
-def _annealed(anneal: Callable[[Any, Any], Any], state: TrainState) -> Any:
+def annealed(anneal: Callable[[Any, Any], Any], state: TrainState) -> Any:
     learner = anneal(state.learner, state.step)
     before, after = (_signature(tree) for tree in (state.learner, learner))
     if before != after:
@@ -111,7 +83,7 @@ def _signature(tree: Any) -> Any:
     return jax.tree.structure(tree), arrays
 
 
-def _choose(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
+def choose(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
     """The new state where the step was finite, the old one otherwise, bit for bit."""
 
     def pick(a: Any, b: Any) -> Any:
@@ -125,7 +97,7 @@ def _choose(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
 
 @compiled
 def _jit_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal):
-    return _take_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
+    return take_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
 
 
 @typed
@@ -180,18 +152,27 @@ def step(
 # Everything but the state comes first and in one tuple, since Equinox donates all arguments except the first.
 @functools.partial(compiled, donate="all-except-first")
 def _jit_run_steps(fixed, state):
-    algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal = fixed
+    algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal, rule = fixed
     arrays, static = eqx.partition(state, eqx.is_array)
+    ahead = steps_ahead(sampler, state, num_steps, meta_batch)
 
-    def body(arrays, _):
+    def some_steps(arrays, _):
         state = eqx.combine(arrays, static)
-        tasks = draw_tasks(sampler, state, meta_batch=meta_batch, mesh=mesh)
-        # After a step that was not finite the state stays put, so the same step fails again: no flag to
-        # carry.
-        state, diagnostics = _take_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
-        return eqx.filter(state, eqx.is_array), diagnostics
+        tasks_of = tasks_of_steps(sampler, state, num_steps=ahead, meta_batch=meta_batch, mesh=mesh)
 
-    arrays, diagnostics = jax.lax.scan(body, arrays, None, length=num_steps)
+        def one_step(arrays, _):
+            state = eqx.combine(arrays, static)
+            # After a step that was not finite the state stays put, so the same step fails again: no flag to
+            # carry.
+            state, diagnostics = rule(
+                algorithm, optimiser, state, tasks_of(state), mesh=mesh, chunk=chunk, anneal=anneal
+            )
+            return eqx.filter(state, eqx.is_array), diagnostics
+
+        return jax.lax.scan(one_step, arrays, None, length=ahead)
+
+    arrays, diagnostics = jax.lax.scan(some_steps, arrays, None, length=num_steps // ahead)
+    diagnostics = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), diagnostics)
     return eqx.combine(arrays, static), diagnostics
 
 
@@ -207,6 +188,7 @@ def run_steps(
     mesh: Mesh | None = None,
     chunk: Any = "auto",
     anneal: Callable[[Any, Any], Any] | None = None,
+    rule: Callable[..., Any] = step,
 ) -> tuple[TrainState, StepDiagnostics]:
     r"""Many steps in one compiled call, drawing the tasks on the device.
 
@@ -223,6 +205,8 @@ def run_steps(
       `mk.tasks.Episodes(...)`.
     - `num_steps`: how many steps; at least 1. Another number compiles again.
     - `meta_batch`: tasks in each step; at least 1, and a multiple of the mesh's devices.
+    - `rule`: what one step does, a function of the signature of `step`, which is the default; `TrustRegion()` and
+      `Epochs(4)` are others.
 
     **Returns:** the state after `num_steps` steps, and `StepDiagnostics` with `[num_steps]` arrays.
 
@@ -240,12 +224,12 @@ def run_steps(
     >>> int(state.step), diagnostics.loss.shape
     (5, (5,))
     """
-    _require_positive("num_steps", num_steps, "how many steps to run")
-    _require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
+    require_positive("num_steps", num_steps, "how many steps to run")
+    require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
     if mesh is not None and not traced:
         state, sampler = replicate(state, mesh), replicate(sampler, mesh)
-    fixed = (algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal)
+    fixed = (algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal, rule)
     state, diagnostics = _jit_run_steps(fixed, state)
     if not traced and not isinstance(diagnostics.finite, Tracer):
         _require_finite(state, diagnostics)
@@ -258,8 +242,3 @@ def _require_finite(state: TrainState, diagnostics: StepDiagnostics) -> None:
         first = int(np.argmin(finite))
         loss, norm = float(diagnostics.loss[first]), float(diagnostics.gradient_norm[first])
         raise NonFiniteLossError(int(state.step), loss, norm, state)
-
-
-def _require_positive(name: str, value: int, meaning: str) -> None:
-    if isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be at least 1 ({meaning}), got {value}.")

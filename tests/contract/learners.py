@@ -18,11 +18,15 @@ from metakit.learners import (
     matching,
     meta_lstm,
     metagan,
+    neural_process,
     prototypical,
     relation,
     reptile,
     ridge,
+    rl_maml,
+    rl_squared,
     snail,
+    statistician,
     versa,
 )
 
@@ -32,17 +36,34 @@ import own_learner
 sys.path.pop(0)
 
 
+class Acting(NamedTuple):
+    """How a task that is acted in, instead of read, is used.
+
+    - `support(data)`: what `adapt` learns from, of what the algorithm's `collect` gives.
+    - `x(data)`: what `predict` is asked about.
+    - `score(learner, task, key)`: in place of a metric; higher is better.
+
+    `collect` also says what the meta-gradient holds fixed: finite differences go over the loss of its data.
+    """
+
+    support: Callable[[Any], Any]
+    x: Callable[[Any], Any]
+    score: Callable[[Any, Any, Any], Any]
+
+
 class Row(NamedTuple):
     """A learner under contract.
 
     - `make_learner(key)`, `make_task(key)`: as small as can be; the second is a sampler, pure and jittable.
-    - `metric`: of one task, for "better with adaptation".
+    - `metric`: of one task, for "better with adaptation"; `None` for learners that act.
     - `without`: the learner with its adaptation switched off; `None` for learners whose adaptation has no off
       switch (metric learners), which must instead get better when trained.
     - `meta_gradient`: `None` where the gradient is exact; else `(learner, task, key) -> (leaves, expected)`, the
       identity that it satisfies instead.
     - `random`: whether the three functions need a key.
+    - `training_steps`: how many "better when trained" takes: enough to be far above chance, not just above it.
     - `regresses`: of a classifier, whether it also takes real targets.
+    - `acting`: `None` where tasks are episodes; else how the learner acts in its tasks.
     - `slow`: a configuration of a learner that other rows hold already, or minutes of compilation; only CI's slow
       run takes it.
     """
@@ -51,32 +72,35 @@ class Row(NamedTuple):
     algorithm: Any
     make_learner: Callable[[Any], Any]
     make_task: Callable[[Any], Any]
-    metric: Callable[..., Any]
+    metric: Callable[..., Any] | None
     without: Callable[[Any], Any] | None = None
     meta_gradient: Callable[[Any, Any, Any], Any] | None = None
     random: bool = False
+    training_steps: int = 300
     regresses: bool = False
     slow: bool = False
+    acting: Acting | None = None
 
 
 # Tasks
 
 sinusoid = mk.tasks.Sinusoid(shot=5, queries=5)
+curves = mk.tasks.GaussianProcessCurves(shot=(2, 5), queries=5)
 
 
-def clusters(key, way=3, shot=2, queries=3):
+def clusters(key, way=3, shot=2, queries=3, loudness=3.0):
     """Classes differ in the first two of six features; the others are louder noise, which can be learnt."""
     mean_key, noise_key = jax.random.split(key)
     centres = jnp.pad(2.0 * jax.random.normal(mean_key, (way, 1, 2)), ((0, 0), (0, 0), (0, 4)))
-    spread = jnp.asarray([0.3, 0.3, 3.0, 3.0, 3.0, 3.0])
+    spread = jnp.asarray([0.3, 0.3, *4 * [loudness]])
     noise = spread[None, None] * jax.random.normal(noise_key, (way, shot + queries, 6))
     return _episode(centres + noise, shot)
 
 
-def sequences(key):
+def sequences(key, **options):
     """Clusters whose support comes in random order, for learners that read it as a sequence."""
     draw_key, order_key = jax.random.split(key)
-    episode = clusters(draw_key)
+    episode = clusters(draw_key, **options)
     order = jax.random.permutation(order_key, len(episode.support.x))
     support = mk.Examples(episode.support.x[order], episode.support.y[order], way=episode.support.way)
     return mk.Episode(support, episode.query)
@@ -186,9 +210,40 @@ def versa_classifier(key):
     return versa.Versa(embed, versa.Amortiser(4, key=head_key), num_samples=4)
 
 
+def neural(**options):
+    """A neural process of curves."""
+
+    def make(key):
+        return neural_process.NeuralProcess(
+            1, 1, width=8, latent_size=3, encoder_depth=1, decoder_depth=1, num_heads=2, key=key, **options
+        )
+
+    return make
+
+
 def users_ridge(key):
     embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=key)
     return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
+
+
+def policy_gradient(key):
+    policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=key))
+    # With a baseline or standardised advantages the loss is zero but for rounding, whatever the policy.
+    options = {"num_episodes": 10, "baseline": "none", "standardise": False}
+    return rl_maml.RLMAML(policy, inner=mk.inner.SGD(1.0), **options)
+
+
+def recurrent(key):
+    policy = mk.rl_squared.gru_policy((1,), mk.Discrete(2), 4, key=key)
+    return rl_squared.RLSquared(policy, num_episodes=4)
+
+
+def return_after(learner, task, key):
+    return rl_maml.returns(learner, task, key)[-1]
+
+
+def trial_return(learner, task, key):
+    return jnp.sum(rl_squared.diagnostics(learner, task, key).returns)
 
 
 def first_order(learner, task, key):
@@ -253,8 +308,10 @@ def each_players_own(learner, task, key):
 
 
 no_steps = functools.partial(maml.with_num_steps, num_steps=0)
+no_updates = functools.partial(rl_maml.with_num_steps, num_steps=0)
+bandits = mk.tasks.Bandits(2)
 sgd = mk.inner.SGD(0.05)
-error, accuracy = mk.metrics.mean_squared_error, mk.metrics.accuracy
+error, accuracy, density = mk.metrics.mean_squared_error, mk.metrics.accuracy, mk.metrics.log_density
 
 ROWS = [
     Row("maml", maml, regressor(maml.MAML, inner=sgd, num_steps=3), sinusoid, error, no_steps),
@@ -328,7 +385,8 @@ ROWS = [
         random=True,
         slow=True,
     ),
-    Row("mann", mann, small_mann, sequences, accuracy),
+    # Loud noise would keep a memory at chance for a thousand steps before it learns what to look for.
+    Row("mann", mann, small_mann, functools.partial(sequences, loudness=0.3), accuracy, training_steps=1500),
     Row(
         "reptile",
         reptile,
@@ -390,5 +448,42 @@ ROWS = [
         slow=True,
     ),
     Row("versa", versa, versa_classifier, clusters, accuracy, random=True),
+    Row("conditional_neural_process", neural_process, neural(), curves, density),
+    Row(
+        "attentive_neural_process",
+        neural_process,
+        neural(latent=True, attention="multihead"),
+        curves,
+        density,
+        random=True,
+        slow=True,
+    ),
+    Row(
+        "statistician",
+        statistician,
+        lambda key: statistician.of_vectors(6, context_size=2, latent_size=2, width=8, depth=1, key=key),
+        clusters,
+        accuracy,
+        random=True,
+    ),
+    Row(
+        "rl_maml",
+        rl_maml,
+        policy_gradient,
+        bandits,
+        None,
+        no_updates,
+        random=True,
+        acting=Acting(lambda data: data.support, lambda data: data.query.observations[:, 0], return_after),
+    ),
+    Row(
+        "rl_squared",
+        rl_squared,
+        recurrent,
+        bandits,
+        None,
+        random=True,
+        acting=Acting(lambda data: data.trajectories, lambda data: data.trajectories.observations[:, 0], trial_return),
+    ),
     Row("own_learner", own_learner, users_ridge, clusters, accuracy),
 ]

@@ -9,6 +9,7 @@ import pytest
 from train_toys import POINT, REGRESSION, draw_line, draw_point, leaves_equal, point, point_loss, regressor
 
 import metakit as mk
+from metakit.train import _draw
 
 ADAM = optax.adam(0.1)
 SGD = optax.sgd(0.1)
@@ -110,6 +111,19 @@ def test_run_steps_draws_what_draw_tasks_shows():
     # To rounding: the compiler fuses the drawing with the step in one of them.
     np.testing.assert_allclose(many.loss, jnp.stack(losses), rtol=1e-12)
     np.testing.assert_allclose(state.learner.position, expected.learner.position, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("room", "mesh"), [(8, None), (24, None), (48, None), (24, 2)])
+def test_tasks_drawn_ahead_are_the_same(monkeypatch, room, mesh):
+    """Catches steps that share their tasks, or take their neighbours': 6 steps drawn 1, 3 or 6 at a time."""
+    monkeypatch.setattr(_draw, "_NUMBERS_AT_ONCE", room)
+    sampler = lambda key: draw_point(key)  # another function, so that the room is not read from an earlier program
+    state = start()
+    options = {} if mesh is None else {"mesh": mk.sharding.task_mesh(mesh)}
+    _, many = mk.train.run_steps(POINT, ADAM, state, sampler, num_steps=6, meta_batch=4, **options)
+    assert _draw.steps_ahead(sampler, start(), 6, 4) == room // 8
+    _, expected = run(start(), 6)
+    np.testing.assert_allclose(many.loss, expected.loss, rtol=1e-12)
 
 
 def test_every_step_draws_new_tasks():

@@ -1,0 +1,64 @@
+"""The inner problem: advantages of one task's episodes, and policy-gradient steps on them."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from metakit._types import Scalar
+from metakit.inner.select import partition
+from metakit.rl import (
+    Trajectories,
+    distributions,
+    gae,
+    linear_baseline,
+    policy_surrogate,
+    standardise,
+)
+
+from ._learner import RLMAML
+
+
+class InnerArgs(eqx.Module):
+    """Everything the inner objective depends on beside the adapted parameters; adjoints differentiate all of it."""
+
+    learner: RLMAML  # with its policy taken out, which is in `frozen` and the adapted parameters
+    frozen: Any
+    batches: Trajectories  # a leading axis of inner steps
+    advantages: Float[Array, "num_steps episodes horizon"]
+
+
+def advantages(learner: RLMAML, trajectories: Trajectories) -> Float[Array, "episodes horizon"]:
+    """Of one task's episodes, with the learner's baseline, and standardised if it says so."""
+    rewards, mask = trajectories.rewards, trajectories.mask
+    discount, decay, penalty = (
+        number.value.astype(rewards.dtype)
+        for number in (learner.discount, learner.trace_decay, learner.baseline_penalty)
+    )
+    linear = learner.baseline == "linear"
+    values = linear_baseline(trajectories, discount, penalty) if linear else jnp.zeros_like(rewards)
+    raw = jax.vmap(gae, in_axes=(0, 0, 0, None, None))(rewards, values, mask, discount, decay)
+    return standardise(raw, mask) if learner.standardise else raw
+
+
+def solve(learner: RLMAML, support: tuple[Trajectories, ...]) -> Any:
+    """The policy after an inner step on each batch of episodes."""
+    if not support:
+        return learner.policy
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(batch)] for batch in support]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"all batches of support must have the same shapes, got {[s[0] for s in shapes]}, ...")
+    params, frozen = partition(learner.policy, learner.select)
+    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *support)
+    scaled = jnp.stack([advantages(learner, batch) for batch in support])
+    args = InnerArgs(eqx.tree_at(lambda l: l.policy, learner, None), frozen, batches, scaled)
+    solution = learner.adjoint.solve(_objective, learner.inner, params, args, len(support))
+    return eqx.combine(solution.params, frozen)
+
+
+def _objective(params: Any, args: InnerArgs, step: Array) -> Scalar:
+    batch, scaled = jax.tree.map(lambda leaf: leaf[step], (args.batches, args.advantages))
+    log_probs = distributions(eqx.combine(params, args.frozen), batch.observations).log_prob(batch.actions)
+    return policy_surrogate(args.learner.surrogate, log_probs, batch.log_probs, scaled, batch.mask)
