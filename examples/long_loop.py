@@ -80,9 +80,10 @@ def picture(path: pathlib.Path, memory, fits, data) -> None:
 
 
 def main(path: pathlib.Path | None, steps: int = STEPS, hyper_steps: int = HYPER_STEPS) -> dict[str, float]:
-    keys = dict(zip(("model", "train", "valid", "test"), jax.random.split(jax.random.key(0), 4), strict=True))
-    model = mk.nn.MLP(1, 1, WIDTH, 2, jnp.tanh, key=keys["model"])
-    data = {name: draw(keys[name], n) for name, n in (("train", 30), ("valid", 100), ("test", 1000))}
+    model_key, *keys = jax.random.split(jax.random.key(0), 4)
+    model = mk.nn.MLP(1, 1, WIDTH, 2, jnp.tanh, key=model_key)
+    sizes = {"train": 30, "valid": 100, "test": 1000}
+    data = {name: draw(key, n) for key, (name, n) in zip(keys, sizes.items(), strict=True)}
     hyper = jnp.full(3, -10.0)
     memory = {
         name: {k: temporary_mib(adjoint, k, hyper, model, data) for k in (steps // 100, steps // 10, steps)}
@@ -98,7 +99,7 @@ def main(path: pathlib.Path | None, steps: int = STEPS, hyper_steps: int = HYPER
     last = first
     for _ in range(hyper_steps):
         updates, state = optimiser.update(last.gradient, state)
-        hyper = hyper + updates
+        hyper = jnp.asarray(optax.apply_updates(hyper, updates))
         last = train(hyper)
     fits = {"hardly any decay": first.solution.params, "tuned decays": last.solution.params}
     result = {f"test error, {name}": float(error(fitted, data["test"])) for name, fitted in fits.items()}
