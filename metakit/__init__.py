@@ -6,6 +6,7 @@ A meta-learner is `adapt`, `predict` and `meta_loss` on one task; everything els
 from importlib.metadata import version as _version
 
 from . import (
+    bilevel as bilevel,
     evaluate as evaluate,
     inner as inner,
     losses as losses,
@@ -38,6 +39,18 @@ from ._hyperparameter import (
     trainable as trainable,
 )
 from ._normal import Normal as Normal
+from .bilevel import (
+    Bilevel as Bilevel,
+    Hypergradient as Hypergradient,
+    HypergradientReport as HypergradientReport,
+    HypergradientRow as HypergradientRow,
+    RealTime as RealTime,
+    check_hypergradient as check_hypergradient,
+    choose_adjoint as choose_adjoint,
+    hypergradient as hypergradient,
+    real_time_hypergradient as real_time_hypergradient,
+    start_real_time as start_real_time,
+)
 from .learners import (
     maml as maml,
     mann as mann,

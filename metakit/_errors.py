@@ -1,8 +1,14 @@
-"""Helpers for error messages that say what to try."""
+"""Helpers for errors that say what to try."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from ._types import Flag
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
@@ -26,3 +32,12 @@ def require_option(argument: str, value: Any, options: Iterable[str]) -> None:
     """
     if value not in options:
         raise ValueError(f"{argument}={value!r} is not known. {nearest(str(value), options)}")
+
+
+def raise_or_nan(bad: Flag, tree: Any, error: Callable[[], Exception]) -> Any:
+    """Raise where the numbers are known, and give NaN in a compiled program, which cannot raise."""
+    if not isinstance(bad, Tracer):
+        if bool(bad):
+            raise error()
+        return tree
+    return jax.tree.map(lambda leaf: jnp.where(bad, jnp.asarray(jnp.nan, leaf.dtype), leaf), tree)

@@ -40,6 +40,11 @@ def inexact_leaves(tree: Any) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
 
 
+def detached(tree: Any) -> Any:
+    """The same numbers, from which no gradient flows back."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+
+
 def global_norm(tree: Any) -> Scalar:
     """Euclidean norm over every floating-point leaf, computed in the widest dtype present."""
     leaves = inexact_leaves(tree)
@@ -56,3 +61,24 @@ def all_finite(tree: Any) -> Flag:
     if not leaves:
         return jnp.ones((), dtype=bool)
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def unit_directions(tree: Any) -> Any:
+    """A basis of a tree of arrays: the tree with a leading axis, whose entry i is 1 at the tree's i-th number."""
+    leaves, structure = jax.tree.flatten(tree)
+    total, offset, basis = sum(leaf.size for leaf in leaves), 0, []
+    for leaf in leaves:
+        block = jnp.eye(total, leaf.size, k=-offset, dtype=leaf.dtype)
+        basis.append(block.reshape(total, *leaf.shape))
+        offset += leaf.size
+    return jax.tree.unflatten(structure, basis)
+
+
+def from_vector(numbers: Array, like: Any) -> Any:
+    """A vector laid out as a tree, in the order of `unit_directions`."""
+    leaves, structure = jax.tree.flatten(like)
+    parts, offset = [], 0
+    for leaf in leaves:
+        parts.append(numbers[offset : offset + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        offset += leaf.size
+    return jax.tree.unflatten(structure, parts)

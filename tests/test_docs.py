@@ -108,7 +108,7 @@ def python_blocks(path):
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quick-start.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quick-start.md", "docs/bilevel.md"])
 def test_code_on_the_page_runs(page):
     """Catches a first example that does not work when pasted."""
     scope = {"__name__": "page"}

@@ -12,7 +12,7 @@ LAYERS = {
     0: {"_types", "_typecheck", "_tree", "_hyperparameter", "_errors", "_compile", "random"},
     1: {"_episode", "_environment", "_algorithm", "_normal", "losses", "metrics"},
     2: {"inner", "nn", "rl", "tasks", "sharding"},
-    3: {"learners"},
+    3: {"learners", "bilevel"},
     4: {"train", "evaluate"},
     5: {"cli"},
     6: {"__main__"},

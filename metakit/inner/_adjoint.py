@@ -23,6 +23,8 @@ class Solution(eqx.Module):
     - `losses`: `[num_steps]`, the objective *before* each step; they come with the gradients, so they cost nothing.
     - `state`: the solver's state after the last step.
     - `observed`: what `observe` returned after each step, with a leading axis `[num_steps]`; `None` without one.
+    - `residual`: how far from a minimum the loop stopped, the norm of the objective's gradient at `params`, from the
+      adjoint whose gradient depends on it (`Implicit`); `None` from the others.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> objective = lambda params, args, step: jnp.sum(params**2)
@@ -35,6 +37,7 @@ class Solution(eqx.Module):
     losses: Float[Array, " num_steps"]
     state: Any
     observed: Any = None
+    residual: Float[Array, ""] | None = None
 
 
 class AbstractAdjoint(eqx.Module):
@@ -46,6 +49,18 @@ class AbstractAdjoint(eqx.Module):
     Every adjoint returns the same numbers and takes the same arguments; they differ in which derivatives of
     $\theta_K$ with respect to $\theta_0$, $a$ and $\eta$ exist and in what they cost.
     """
+
+    @abc.abstractmethod
+    def dropped(self, num_steps: int) -> frozenset[str]:
+        """Which of `"params"`, `"args"` and `"solver"` have no gradient through `Solution.params`.
+
+        Callers that can name what they differentiate (`mk.maml`, `mk.hypergradient`) use it to refuse a learned number
+        that would never move.
+
+        **Arguments:** `num_steps`, static.
+
+        **Returns:** a set of those names; empty for an exact adjoint.
+        """
 
     @abc.abstractmethod
     def solve(

@@ -1,6 +1,5 @@
 """Recompute the inner loop in pieces instead of storing it."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +7,6 @@ import jax
 
 from ._adjoint import (
     AbstractAdjoint,
-    Carry,
     Objective,
     Observe,
     Solution,
@@ -16,8 +14,8 @@ from ._adjoint import (
     finish,
     make_step,
     split_params,
-    step_indices,
 )
+from ._segments import scan_in_segments
 from ._solver import AbstractSolver
 
 
@@ -48,6 +46,10 @@ class Checkpointed(AbstractAdjoint):
     True
     """
 
+    def dropped(self, num_steps: int) -> frozenset[str]:
+        del num_steps
+        return frozenset()
+
     def solve(
         self,
         objective: Objective,
@@ -66,17 +68,4 @@ class Checkpointed(AbstractAdjoint):
 
         # Inside a scan nothing can be merged across steps, so the barriers against it would only cost time.
         step = jax.checkpoint(make_step(jax.value_and_grad(value), solver, rest, args, observe), prevent_cse=False)
-
-        def segment(carry: Carry, indices: Any) -> Any:
-            return jax.lax.scan(step, carry, indices)
-
-        length = max(1, math.isqrt(num_steps))
-        segments, left_over = divmod(num_steps, length)
-        indices, carry = step_indices(num_steps), (adapted, solver.init(adapted))
-        whole = indices[: segments * length].reshape(segments, length)
-        carry, outputs = jax.lax.scan(jax.checkpoint(segment, prevent_cse=False), carry, whole)
-        outputs = jax.tree.map(lambda leaf: leaf.reshape(segments * length, *leaf.shape[2:]), outputs)
-        if left_over:
-            carry, last = segment(carry, indices[segments * length :])
-            outputs = jax.tree.map(lambda leaf, end: jax.numpy.concatenate([leaf, end]), outputs, last)
-        return finish(carry, outputs, rest)
+        return finish(*scan_in_segments(step, (adapted, solver.init(adapted)), num_steps), rest)

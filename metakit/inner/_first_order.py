@@ -57,6 +57,10 @@ class FirstOrder(AbstractAdjoint):
     (0.25, 1.0)
     """
 
+    def dropped(self, num_steps: int) -> frozenset[str]:
+        del num_steps
+        return frozenset({"args"})
+
     def solve(
         self,
         objective: Objective,

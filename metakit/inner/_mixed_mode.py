@@ -17,6 +17,7 @@ from ._adjoint import (
     split_params,
     step_indices,
 )
+from ._segments import scan_in_segments
 from ._solver import AbstractSolver, Step
 
 
@@ -36,11 +37,17 @@ class MixedMode(AbstractAdjoint):
     | | |
     |---|---|
     | time | about 3 evaluations of the inner gradient a step |
-    | memory | K states and the activations of one step |
+    | memory | K states and the activations of one step; $2\sqrt K$ states with `checkpointed` |
     | gradients | params, args, solver: all exact |
 
-    A state is the parameters and whatever the solver carries. Only reverse-mode derivatives of the result exist
+    A state is the parameters and whatever the solver carries. `checkpointed=True` keeps the states of about
+    $\sqrt K$ steps, and takes the steps between them once more on the way back, for 1 more evaluation of the inner
+    gradient a step: for loops so long that K states do not fit. Only reverse-mode derivatives of the result exist
     (`jax.grad`, `jax.vjp`); `jax.jvp` raises.
+
+    **Arguments:**
+
+    - `checkpointed`: static; default `False`.
 
     **Source:** Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG), ICML,
     https://arxiv.org/abs/2505.00793.
@@ -52,6 +59,12 @@ class MixedMode(AbstractAdjoint):
     >>> float(jax.grad(adapted)(jnp.ones(()))) == 0.5**10
     True
     """
+
+    checkpointed: bool = eqx.field(static=True, default=False)
+
+    def dropped(self, num_steps: int) -> frozenset[str]:
+        del num_steps
+        return frozenset()
 
     def solve(
         self,
@@ -72,11 +85,14 @@ class MixedMode(AbstractAdjoint):
         if observe is not None:
             # What is observed may be a network on the query set; its activations are recomputed, one step at a time.
             observe = eqx.filter_checkpoint(observe)
-        step = make_step(_mixed_value_and_gradient(value), solver, rest, args, observe)
-        return finish(*jax.lax.scan(step, (adapted, solver.init(adapted)), step_indices(num_steps)), rest)
+        step = make_step(mixed_value_and_gradient(value), solver, rest, args, observe)
+        carry = (adapted, solver.init(adapted))
+        if self.checkpointed:
+            return finish(*scan_in_segments(step, carry, num_steps), rest)
+        return finish(*jax.lax.scan(step, carry, step_indices(num_steps)), rest)
 
 
-def _mixed_value_and_gradient(value: Any) -> Any:
+def mixed_value_and_gradient(value: Any) -> Any:
     """`jax.value_and_grad(value)` with a backward pass that is forward over reverse."""
 
     def value_and_gradient(params: Any, args: Any, index: Step) -> tuple[Array, Any]:

@@ -39,7 +39,7 @@ class PerParameterSGD(AbstractSolver):
     rates: Any
 
     def __init__(self, rates: Any):
-        self.rates = jax.tree.map(as_hyperparameter, rates, is_leaf=_is_hyperparameter)
+        self.rates = jax.tree.map(as_hyperparameter, rates, is_leaf=is_hyperparameter)
 
     @staticmethod
     def like(params: Any, rate: ArrayLike) -> "PerParameterSGD":
@@ -52,8 +52,7 @@ class PerParameterSGD(AbstractSolver):
 
         **Returns:** a `PerParameterSGD`.
         """
-        start = as_float_array(rate)
-        return PerParameterSGD(_per_leaf(params, lambda leaf: jnp.full_like(leaf, start.astype(leaf.dtype))))
+        return PerParameterSGD(per_leaf(params, rate))
 
     def init(self, params: Any) -> None:
         del params
@@ -69,7 +68,7 @@ class PerParameterSGD(AbstractSolver):
                 )
             return p - rate.astype(p.dtype) * g
 
-        return _with_rates(move, params, grads, self.rates, "PerParameterSGD"), None
+        return with_rates(move, params, grads, self.rates, "PerParameterSGD"), None
 
     def max_steps(self) -> None:
         return None
@@ -103,13 +102,7 @@ class PerLayerPerStepSGD(AbstractSolver):
     rates: Any
 
     def __init__(self, rates: Any):
-        self.rates = jax.tree.map(as_hyperparameter, rates, is_leaf=_is_hyperparameter)
-        shapes = {leaf.value.shape for leaf in jax.tree.leaves(self.rates, is_leaf=_is_hyperparameter)}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-            raise ValueError(
-                "PerLayerPerStepSGD's rates must all be arrays of one shape [num_steps], got shapes "
-                f"{sorted(map(list, shapes))}. PerLayerPerStepSGD.like(model, rate, num_steps=...) makes them."
-            )
+        self.rates = check_per_step({"rates": rates}, "PerLayerPerStepSGD")["rates"]
 
     @staticmethod
     def like(params: Any, rate: ArrayLike, num_steps: int) -> "PerLayerPerStepSGD":
@@ -125,10 +118,7 @@ class PerLayerPerStepSGD(AbstractSolver):
 
         **Raises:** `ValueError` for `num_steps` below 1.
         """
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}: each step has its own rates.")
-        start = as_float_array(rate)
-        return PerLayerPerStepSGD(_per_leaf(params, lambda leaf: jnp.full((num_steps,), start.astype(leaf.dtype))))
+        return PerLayerPerStepSGD(per_leaf(params, rate, num_steps))
 
     def init(self, params: Any) -> None:
         del params
@@ -140,26 +130,48 @@ class PerLayerPerStepSGD(AbstractSolver):
             del name
             return p - rate[step].astype(p.dtype) * g
 
-        return _with_rates(move, params, grads, self.rates, "PerLayerPerStepSGD"), None
+        return with_rates(move, params, grads, self.rates, "PerLayerPerStepSGD"), None
 
     def max_steps(self) -> int:
-        return jax.tree.leaves(self.rates, is_leaf=_is_hyperparameter)[0].value.shape[0]
+        return jax.tree.leaves(self.rates, is_leaf=is_hyperparameter)[0].value.shape[0]
 
 
-def _is_hyperparameter(node: Any) -> bool:
+def is_hyperparameter(node: Any) -> bool:
+    """For `is_leaf`."""
     return isinstance(node, Hyperparameter)
 
 
-def _per_leaf(params: Any, value: Any) -> Any:
+def per_leaf(params: Any, start: ArrayLike, num_steps: int | None = None) -> Any:
+    """A learned hyperparameter for every floating-point array: of its shape, or `[num_steps]`."""
+    if num_steps is not None and num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}: each step has its own rates.")
     adapted = eqx.filter(params, eqx.is_inexact_array)
     if not jax.tree.leaves(adapted):
         raise ValueError(f"params holds no floating-point array to give rates to, got {type(params).__name__}.")
-    return jax.tree.map(lambda leaf: learned(value(leaf)), adapted)
+    value = as_float_array(start)
+
+    def one(leaf: Array) -> Hyperparameter:
+        return learned(jnp.full(leaf.shape if num_steps is None else (num_steps,), value.astype(leaf.dtype)))
+
+    return jax.tree.map(one, adapted)
 
 
-def _with_rates(move: Any, params: Any, grads: Any, rates: Any, solver: str) -> Any:
+def check_per_step(trees: dict[str, Any], solver: str) -> dict[str, Any]:
+    """Trees of hyperparameters that must all be `[num_steps]`."""
+    trees = {name: jax.tree.map(as_hyperparameter, t, is_leaf=is_hyperparameter) for name, t in trees.items()}
+    shapes = {leaf.value.shape for leaf in jax.tree.leaves(trees, is_leaf=is_hyperparameter)}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        raise ValueError(
+            f"{solver}'s {' and '.join(trees)} must all be arrays of one shape [num_steps], got shapes "
+            f"{sorted(map(list, shapes))}. {solver}.like(model, ..., num_steps=...) makes them."
+        )
+    return trees
+
+
+def with_rates(move: Any, params: Any, grads: Any, rates: Any, solver: str) -> Any:
+    """`move(parameter, gradient, rate, name)` for every array that adapts."""
     # Looked up by path: the rates may cover more leaves than are adapted (ANIL with rates for the whole model).
-    flat, _ = jax.tree_util.tree_flatten_with_path(rates, is_leaf=_is_hyperparameter)
+    flat, _ = jax.tree_util.tree_flatten_with_path(rates, is_leaf=is_hyperparameter)
     by_path = {jax.tree_util.keystr(path): leaf.value for path, leaf in flat}
 
     def one(path: Any, p: Array, g: Array) -> Array:

@@ -5,7 +5,6 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Int
 
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter
@@ -65,7 +64,7 @@ class SGD(AbstractSolver):
     rate: Hyperparameter
 
     def __init__(self, rate: Hyperparameter | ArrayLike):
-        self.rate = _scalar(rate, "SGD", "rate")
+        self.rate = as_scalar(rate, "SGD", "rate")
 
     def init(self, params: Any) -> None:
         del params
@@ -78,59 +77,8 @@ class SGD(AbstractSolver):
         return None
 
 
-class Momentum(AbstractSolver):
-    r"""Gradient descent with heavy-ball or Nesterov momentum.
-
-    $$v_{t+1} = \mu v_t + g_t, \qquad \theta_{t+1} = \theta_t - \alpha\, v_{t+1}$$
-
-    and with `nesterov=True` the step is $\theta_{t+1} = \theta_t - \alpha\,(\mu v_{t+1} + g_t)$. The velocity starts
-    at zero for every task.
-
-    **Arguments:**
-
-    - `rate`: $\alpha$, a number or a `Hyperparameter`.
-    - `decay`: $\mu$, usually in `[0, 1)`; a number or a `Hyperparameter`. Zero gives `SGD`.
-    - `nesterov`: static; default `False`.
-
-    **Source:** Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", equations
-    1 to 4, https://proceedings.mlr.press/v28/sutskever13.html, with the rate taken out of the velocity as in
-    `optax.sgd`: for a constant rate the two are the same path.
-
-    >>> import jax.numpy as jnp, metakit as mk
-    >>> solver, params = mk.inner.Momentum(0.5, 0.9), jnp.ones(1)
-    >>> params, velocity = solver.update(jnp.ones(1), solver.init(params), params, jnp.zeros((), int))
-    >>> float(params[0]), float(velocity[0])
-    (0.5, 1.0)
-    """
-
-    rate: Hyperparameter
-    decay: Hyperparameter
-    nesterov: bool = eqx.field(static=True)
-
-    def __init__(self, rate: Hyperparameter | ArrayLike, decay: Hyperparameter | ArrayLike, nesterov: bool = False):
-        self.rate = _scalar(rate, "Momentum", "rate")
-        self.decay = _scalar(decay, "Momentum", "decay")
-        self.nesterov = nesterov
-
-    def init(self, params: Any) -> Any:
-        return jax.tree.map(jnp.zeros_like, params)
-
-    def update(self, grads: Any, state: Any, params: Any, step: Step) -> tuple[Any, Any]:
-        del step
-        decay = self.decay.value
-
-        def accumulate(velocity: Array, gradient: Array) -> Array:
-            return decay.astype(velocity.dtype) * velocity + gradient
-
-        velocity = jax.tree.map(accumulate, state, grads)
-        direction = jax.tree.map(accumulate, velocity, grads) if self.nesterov else velocity
-        return descend(params, direction, self.rate.value), velocity
-
-    def max_steps(self) -> None:
-        return None
-
-
-def _scalar(value: Hyperparameter | ArrayLike, solver: str, name: str) -> Hyperparameter:
+def as_scalar(value: Hyperparameter | ArrayLike, solver: str, name: str) -> Hyperparameter:
+    """A solver's number as a hyperparameter of shape `[]`."""
     hyperparameter = as_hyperparameter(value)
     if hyperparameter.value.shape != ():
         raise ValueError(

@@ -50,6 +50,10 @@ class Unrolled(AbstractAdjoint):
     (0.75, 0.25)
     """
 
+    def dropped(self, num_steps: int) -> frozenset[str]:
+        del num_steps
+        return frozenset()
+
     def solve(
         self,
         objective: Objective,

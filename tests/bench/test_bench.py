@@ -222,3 +222,16 @@ def test_scaling_curves_are_drawn(tmp_path):
     record = json.loads((tmp_path / "scaling.json").read_text())
     assert 1000 < (tmp_path / "scaling-image.png").stat().st_size < 60_000
     assert all("ms" in point for point in record["image"]["points"])
+
+
+@pytest.mark.slow
+def test_the_bilevel_figures_are_measured(tmp_path):
+    """A part that a renamed adjoint or worker breaks would only be noticed when figures are next asked for."""
+    done = run("tests.bench.bilevel", "--smoke", "--repeat", "1", "--pictures", str(tmp_path), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "bilevel.json").read_text())
+    assert (tmp_path / "bilevel-memory.png").stat().st_size > 1000
+    assert {point["adjoint"] for point in record["memory"]} == {"MixedMode", "Checkpointed"}
+    assert all(point["ms"] > 0 and point["temporary"] > 0 for point in record["speed"])
+    assert max(record["exact"]["agreement"].values()) < 1e-8
+    assert record["exact"]["reversible"]["restored"] == 1.0

@@ -95,6 +95,15 @@ def torch_worker(python: str, mode: str, *, threads: int | None = None) -> Worke
     return Worker(python, "torch_worker", environment, mode)
 
 
+def bilevel_worker(kind: str, *, python: str | None = None, x64: bool = False) -> Worker:
+    """A worker of `tests.bench.bilevel`.
+
+    **Arguments:** `kind`, "jax" or "torch"; `python`, the one for it; `x64`, whether JAX may have numbers of 64 bits.
+    """
+    environment = os.environ | {"JAX_ENABLE_X64": str(int(x64))}
+    return Worker(python or sys.executable, f"bilevel_{kind}", environment)
+
+
 def find_torch(python: str | None) -> str | None:
     """The Python for the peer, or `None` where there is no torch.
 

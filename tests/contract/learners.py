@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 
 import metakit as mk
 from metakit.learners import (
@@ -324,6 +325,20 @@ ROWS = [
         slow=True,
     ),
     Row("fomaml", maml, regressor(maml.fomaml, inner=sgd, num_steps=3), sinusoid, error, no_steps, first_order),
+    Row(
+        "imaml",
+        maml,
+        regressor(
+            maml.imaml,
+            inner=mk.inner.SGD(0.02),
+            num_steps=800,  # converged, so that differences agree with the implicit gradient
+            linear_solver=lx.CG(rtol=1e-12, atol=1e-12, max_steps=100),
+        ),
+        sinusoid,
+        error,
+        no_steps,
+        slow=True,
+    ),
     Row("anil", maml, regressor(maml.anil, inner=sgd, num_steps=3), sinusoid, error, no_steps, slow=True),
     Row("boil", maml, regressor(maml.boil, inner=sgd, num_steps=3), sinusoid, error, no_steps, slow=True),
     Row("meta_sgd", maml, regressor(maml.meta_sgd, rate=0.05, num_steps=3), sinusoid, error, no_steps, slow=True),

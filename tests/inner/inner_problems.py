@@ -11,6 +11,8 @@ EXACT = {
     "unrolled": mk.inner.Unrolled(),
     "checkpointed": mk.inner.Checkpointed(),
     "mixed": mk.inner.MixedMode(),
+    "mixed_checkpointed": mk.inner.MixedMode(checkpointed=True),
+    "forward": mk.inner.Forward(),
 }
 
 

@@ -181,3 +181,71 @@ def test_optax_hyperparameters_have_gradients_and_do_not_retrace():
             result = gradient(mk.inner.Optax(optax.adam, learning_rate=rate, b2=0.9))
     assert len(traces) == 1
     assert all(float(result.hyperparameters[name].value) != 0 for name in ("learning_rate", "b2", "eps_root"))
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_momentum_per_step_follows_its_equation(averaged):
+    """Catches rates or decays of the wrong step or leaf, and the gain of the averaged velocity."""
+    rates = {"a": jnp.asarray([0.1, 0.2, 0.05]), "b": jnp.asarray([0.3, 0.01, 0.1])}
+    decays = {"a": jnp.asarray([0.9, 0.5, 0.7]), "b": jnp.asarray([0.2, 0.8, 0.6])}
+    params, velocity = PARAMS, jax.tree.map(jnp.zeros_like, PARAMS)
+    for t in range(3):
+        grads = jax.grad(objective)(params, None, t)
+        for name in params:
+            gain = 1 - decays[name][t] if averaged else 1.0
+            velocity = {**velocity, name: decays[name][t] * velocity[name] + gain * grads[name]}
+        params = {name: params[name] - rates[name][t] * velocity[name] for name in params}
+    adapted = path_of(mk.inner.PerLayerPerStepMomentum(rates, decays, averaged), num_steps=3)
+    for name, expected in params.items():
+        np.testing.assert_allclose(adapted[name], expected, rtol=1e-12)
+
+
+def test_constant_momentum_per_step_is_momentum():
+    """Catches another convention of the velocity than Momentum's."""
+    per_step = mk.inner.PerLayerPerStepMomentum.like(PARAMS, 0.1, 0.9, num_steps=4)
+    for name, expected in path_of(mk.inner.Momentum(0.1, 0.9)).items():
+        np.testing.assert_allclose(path_of(per_step)[name], expected, rtol=1e-12)
+    assert set(jax.tree.leaves(mk.trainable(per_step))) == {True}
+
+
+def test_meta_curvature_starts_as_descent_and_multiplies_along_each_axis():
+    """Catches a transposed matrix or the wrong axis: of a matrix of gradients it is M1 g M2ᵀ."""
+    like = mk.inner.MetaCurvature.like(PARAMS, 0.1)
+    for name, expected in path_of(mk.inner.SGD(0.1)).items():
+        np.testing.assert_allclose(path_of(like)[name], expected, rtol=1e-12)
+    keys = jax.random.split(jax.random.key(0), 4)
+    left, right = jax.random.normal(keys[0], (3, 3)), jax.random.normal(keys[1], (2, 2))
+    weight, slope = {"w": jax.random.normal(keys[2], (3, 2))}, {"w": jax.random.normal(keys[3], (3, 2))}
+    solver = mk.inner.MetaCurvature(0.5, {"['w']": (left, right)})
+    moved, _ = solver.update(slope, None, weight, jnp.zeros((), int))
+    np.testing.assert_allclose(moved["w"], weight["w"] - 0.5 * left @ slope["w"] @ right.T, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: mk.inner.PerLayerPerStepMomentum({"a": jnp.ones(2)}, {"a": jnp.ones(3)}),
+            r"rates and decays must all be arrays of one shape \[num_steps\], got shapes \[\[2\], \[3\]\]",
+        ),
+        (lambda: mk.inner.PerLayerPerStepMomentum.like(PARAMS, 0.1, 0.9, 0), r"num_steps must be at least 1, got 0"),
+        (
+            lambda: path_of(mk.inner.PerLayerPerStepMomentum.like({"a": PARAMS["a"]}, 0.1, 0.9, 4)),
+            r"PerLayerPerStepMomentum holds no rate for the parameter \['b'\]",
+        ),
+        (
+            lambda: path_of(mk.inner.PerLayerPerStepMomentum.like(PARAMS, 0.1, 0.9, 2)),
+            r"num_steps=4 was asked, .* rates for 2 steps",
+        ),
+        (lambda: path_of(mk.inner.MetaCurvature(0.1, {})), r"square matrix for each axis .* \['a'\] .*\[2\], got none"),
+        (
+            lambda: path_of(mk.inner.MetaCurvature(0.1, {"['a']": (jnp.eye(3),)})),
+            r"parameter \['a'\] of shape \[2\], got \[\(3, 3\)\]",
+        ),
+        (lambda: mk.inner.MetaCurvature.like(jnp.arange(3), 0.1), r"no floating-point array to precondition"),
+    ],
+)
+def test_bad_input_of_the_solvers_with_many_numbers(make, message):
+    """Catches rates that are clamped, missing or of another model."""
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -4,12 +4,14 @@ from ._configurations import (
     anil as anil,
     boil as boil,
     fomaml as fomaml,
+    imaml as imaml,
     mamlpp as mamlpp,
     meta_sgd as meta_sgd,
 )
 from ._functions import (
     Diagnostics as Diagnostics,
     adapt as adapt,
+    choose_adjoint as choose_adjoint,
     diagnostics as diagnostics,
     meta_loss as meta_loss,
     path as path,

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Shaped
 from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
+from metakit.inner import Auto, Choice, choose_adjoint as choose_for_loop
 from metakit.learners._network import check_way
 
-from ._inner_loop import evaluation_model, query_loss, solve, support_loss
+from ._inner_loop import evaluation_model, objective, problem, query_loss, solve
 from ._learner import MAML, Adapted, with_num_steps
 
 
@@ -40,8 +41,8 @@ def adapt(learner: MAML, support: Examples, key: PRNGKey | None = None) -> Adapt
     (8, 1)
     """
     del key
-    solution, frozen = solve(learner, support)
-    return _adapted(learner, solution.params, frozen, support)
+    solution, args = solve(learner, support)
+    return _adapted(learner, solution.params, args.frozen, support)
 
 
 @typed
@@ -98,8 +99,8 @@ def meta_loss(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Scala
     """
     del key
     if learner.step_weights is None:
-        solution, frozen = solve(learner, task.support)
-        model = eqx.combine(solution.params, frozen)
+        solution, args = solve(learner, task.support)
+        model = eqx.combine(solution.params, args.frozen)
         return query_loss(learner, model, task, _last_step(learner))
 
     def observe(params: Any, args: Any, step: Array) -> Scalar:
@@ -115,6 +116,8 @@ class Diagnostics(eqx.Module):
 
     - `inner_losses`: `[num_steps + 1]`, the support loss before each step and after the last.
     - `query_loss_before`, `query_loss_after`: the query loss of the model as learned, and as adapted.
+    - `residual`: the norm of the inner loss's gradient after the last step, from `mk.inner.Implicit`, whose gradient is
+      exact where it is 0; `None` from other adjoints.
 
     >>> import jax, metakit as mk
     >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
@@ -127,6 +130,7 @@ class Diagnostics(eqx.Module):
     inner_losses: Float[Array, " steps_and_end"]
     query_loss_before: Scalar
     query_loss_after: Scalar
+    residual: Scalar | None = None
 
 
 @typed
@@ -147,13 +151,36 @@ def diagnostics(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Dia
     (3,)
     """
     del key
-    solution, frozen = solve(learner, task.support)
-    model, last = eqx.combine(solution.params, frozen), _last_step(learner)
+    solution, args = solve(learner, task.support)
+    model, last = eqx.combine(solution.params, args.frozen), _last_step(learner)
     return Diagnostics(
-        inner_losses=jnp.append(solution.losses, support_loss(learner, model, task.support, last)),
+        inner_losses=jnp.append(solution.losses, objective(solution.params, args, last)),
         query_loss_before=query_loss(learner, learner.model, task, jnp.zeros((), jnp.int32)),
         query_loss_after=query_loss(learner, model, task, last),
+        residual=solution.residual,
     )
+
+
+@typed
+def choose_adjoint(learner: MAML, support: Examples, *, memory_limit: int = Auto().memory_limit) -> Choice:
+    """Which adjoint `adjoint="auto"` uses for this learner and a support set of this size, and why.
+
+    **Arguments:** `learner`, whatever its own adjoint; `support`, of which only the shapes matter; `memory_limit`, the
+    bytes that the backward pass of one task may keep, default 1 GiB.
+
+    **Returns:** an `mk.inner.Choice`.
+
+    **Raises:** `ValueError` as `adapt`.
+
+    >>> import jax, metakit as mk
+    >>> model = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(model, inner=mk.inner.SGD(0.01), num_steps=50, loss=mk.losses.squared_error)
+    >>> episode = mk.tasks.Sinusoid()(jax.random.key(1))
+    >>> mk.maml.choose_adjoint(learner, episode.support).reason[:43]
+    '50 steps of SGD on 25 parameters: MixedMode'
+    """
+    params, args = problem(learner, support)
+    return choose_for_loop(objective, learner.inner, params, args, learner.num_steps, memory_limit=memory_limit)
 
 
 @typed

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from metakit import nn
 from metakit._episode import Episode, Examples
+from metakit._hyperparameter import trainable
+from metakit._tree import detached
 from metakit._types import Scalar
 from metakit.inner import Solution
 from metakit.inner.select import intersection, partition
@@ -23,20 +27,40 @@ class InnerArgs(eqx.Module):
     frozen: Any
     support: Examples
     query: Examples | None
+    centre: Any  # what the proximal term pulls to, None without one
+
+
+def problem(learner: MAML, support: Examples, query: Examples | None = None) -> tuple[Any, InnerArgs]:
+    """The parameters that adapt, and what else the inner loss depends on."""
+    params, frozen = partition(learner.model, intersection(learner.select, not_statistics))
+    centre = None if learner.proximal is None else params
+    return params, InnerArgs(eqx.tree_at(lambda l: l.model, learner, None), frozen, support, query, centre)
 
 
 def solve(
     learner: MAML, support: Examples, query: Examples | None = None, *, observe: Callable[..., Any] | None = None
-) -> tuple[Solution, Any]:
-    """Run the inner loop on a support set; also returns the leaves that did not adapt."""
-    params, frozen = partition(learner.model, intersection(learner.select, not_statistics))
-    args = InnerArgs(eqx.tree_at(lambda l: l.model, learner, None), frozen, support, query)
-    solution = learner.adjoint.solve(_objective, learner.inner, params, args, learner.num_steps, observe=observe)
-    return solution, frozen
+) -> tuple[Solution, InnerArgs]:
+    """Run the inner loop on a support set; also returns what else it depended on."""
+    params, args = problem(learner, support, query)
+    start, inner = params, learner.inner
+    # An adjoint raises when what it drops is differentiated, as all of a learner is. That is silenced only where
+    # nothing is lost: the initialisation acts through the proximal term too, and fixed numbers do not move.
+    dropped = learner.adjoint.dropped(learner.num_steps)
+    if "params" in dropped and learner.proximal is not None:
+        start = detached(start)
+    if "solver" in dropped and not any(jax.tree.leaves(trainable(inner))):
+        inner = detached(inner)
+    return learner.adjoint.solve(objective, inner, start, args, learner.num_steps, observe=observe), args
 
 
-def _objective(params: Any, args: InnerArgs, step: Array) -> Scalar:
-    return support_loss(args.learner, eqx.combine(params, args.frozen), args.support, step)
+def objective(params: Any, args: InnerArgs, step: Array) -> Scalar:
+    """The inner loss, with the pull towards the initialisation if there is one."""
+    loss = support_loss(args.learner, eqx.combine(params, args.frozen), args.support, step)
+    proximal = args.learner.proximal
+    if proximal is None:
+        return loss
+    squares = jax.tree.map(lambda p, c: jnp.sum((p - c) ** 2).astype(loss.dtype), params, args.centre)
+    return loss + proximal.value.astype(loss.dtype) / 2 * sum(jax.tree.leaves(squares))
 
 
 def support_loss(learner: MAML, model: Any, support: Examples, step: Array) -> Scalar:

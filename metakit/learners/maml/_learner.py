@@ -11,8 +11,9 @@ from metakit import losses
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter
 from metakit._typecheck import typed
-from metakit.inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
+from metakit.inner import AbstractAdjoint, AbstractSolver, Auto, Unrolled, check_steps, select as selection
 from metakit.learners._network import check_instance, check_model
+from metakit.learners._options import scalar
 
 NormPolicy: TypeAlias = Literal["transductive", "inductive"]
 Reduction: TypeAlias = Literal["mean", "sum/shot"]
@@ -35,17 +36,22 @@ class MAML(eqx.Module):
     - `reduction`: of the *inner* loss over the support set. `"mean"`, the default, or `"sum/shot"`: the sum divided by
       the shot $n/\text{way}$, as published; it is `way` times the mean, so a published rate of 0.4 for 5 classes is
       2.0 for the mean. The query loss is always a mean.
-    - `adjoint`: how the inner loop is differentiated; default `mk.inner.Unrolled()`, the exact second order.
+    - `adjoint`: how the inner loop is differentiated; default `mk.inner.Unrolled()`, the exact second order. `"auto"`
+      is `mk.inner.Auto()`, an exact one chosen by size when the loop is traced; `choose_adjoint` says which and why.
+      One that gives no gradient of the initialisation or of a learned number of `inner` raises when differentiated.
     - `select`: which leaves adapt, a filter of `mk.inner.select`; default all. The others are meta-trained only.
     - `step_weights`: `[num_steps]`; weights of the query loss after each step (MAML++'s multi-step loss). `None`, the
       default, for the loss after the last step alone.
     - `norm_policy`: what batch norm's statistics are at prediction. `"transductive"`, the default and the published
       way: those of the query batch, so predictions depend on one another. `"inductive"`: those of the support set
       under the adapted parameters; a model without batch norm then raises. Report it beside every accuracy.
+    - `proximal`: $\lambda$, a number or a `Hyperparameter`, of a pull towards the initialisation,
+      $\frac\lambda2 \lVert\phi - \theta\rVert^2$, that is added to the inner loss after its reduction; `None`, the
+      default, for none. With it the end of the inner loop depends on the initialisation even at convergence: `imaml`.
 
     **Raises:** `ValueError` for a negative `num_steps`, more steps than the solver has rates for, an unknown option,
-    `step_weights` of another shape, a filter that selects nothing, or a model with Equinox state; `TypeError` for a
-    model that cannot be called, or an `inner` or `adjoint` that is not one.
+    `step_weights` or `proximal` of another shape, a filter that selects nothing, or a model with Equinox state;
+    `TypeError` for a model that cannot be called, or an `inner` or `adjoint` that is not one.
 
     **Source:** Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
     algorithms 1 and 2, https://arxiv.org/abs/1703.03400. The released code divides the query loss by the shot too,
@@ -68,6 +74,7 @@ class MAML(eqx.Module):
     select: Callable[[Any], Any] = eqx.field(static=True)
     step_weights: Hyperparameter | None
     norm_policy: NormPolicy = eqx.field(static=True)
+    proximal: Hyperparameter | None
 
     def __init__(
         self,
@@ -77,12 +84,14 @@ class MAML(eqx.Module):
         num_steps: int,
         loss: Callable[..., Array] = losses.cross_entropy,
         reduction: Reduction = "mean",
-        adjoint: AbstractAdjoint | None = None,
+        adjoint: AbstractAdjoint | Literal["auto"] | None = None,
         select: Callable[[Any], Any] = selection.everything,
         step_weights: Hyperparameter | ArrayLike | None = None,
         norm_policy: NormPolicy = "transductive",
+        proximal: Hyperparameter | ArrayLike | None = None,
     ):
         adjoint = Unrolled() if adjoint is None else adjoint
+        adjoint = Auto() if isinstance(adjoint, str) and adjoint == "auto" else adjoint
         check_model(model)
         check_instance("inner", inner, AbstractSolver, "mk.inner.SGD(0.4)")
         check_instance("adjoint", adjoint, AbstractAdjoint, "mk.inner.Unrolled()")
@@ -99,6 +108,7 @@ class MAML(eqx.Module):
         self.select = select
         self.step_weights = None if step_weights is None else _weights(step_weights, num_steps)
         self.norm_policy = norm_policy
+        self.proximal = None if proximal is None else scalar("proximal", proximal)
 
 
 class Adapted(eqx.Module):
@@ -120,14 +130,14 @@ class Adapted(eqx.Module):
 
 
 @typed
-def with_adjoint(learner: MAML, adjoint: AbstractAdjoint) -> MAML:
+def with_adjoint(learner: MAML, adjoint: AbstractAdjoint | Literal["auto"]) -> MAML:
     """The same learner, differentiated another way.
 
     MAML++'s annealing from first to second order is two phases of training: the first with
     `with_adjoint(learner, mk.inner.FirstOrder())`, the second with `with_adjoint(learner, mk.inner.Unrolled())`. No
     array changes, so `mk.train.with_learner` carries the optimiser's state over; each phase compiles once.
 
-    **Arguments:** `learner`; `adjoint`, any of `mk.inner`.
+    **Arguments:** `learner`; `adjoint`, any of `mk.inner`, or `"auto"`.
 
     **Returns:** a new learner.
 
