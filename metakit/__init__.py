@@ -25,19 +25,26 @@ from ._environment import (
     Discrete as Discrete,
     Transition as Transition,
 )
-from ._episode import Episode as Episode, Examples as Examples, check_values as check_values
+from ._episode import (
+    Episode as Episode,
+    Examples as Examples,
+    MaskedExamples as MaskedExamples,
+    check_values as check_values,
+)
 from ._hyperparameter import (
     Hyperparameter as Hyperparameter,
     fixed as fixed,
     learned as learned,
     trainable as trainable,
 )
+from ._normal import Normal as Normal
 from .learners import (
     maml as maml,
     mann as mann,
     matching as matching,
     meta_lstm as meta_lstm,
     metagan as metagan,
+    neural_process as neural_process,
     prototypical as prototypical,
     relation as relation,
     reptile as reptile,
@@ -45,6 +52,7 @@ from .learners import (
     rl_maml as rl_maml,
     rl_squared as rl_squared,
     snail as snail,
+    statistician as statistician,
     versa as versa,
 )
 

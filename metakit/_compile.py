@@ -13,7 +13,6 @@ from jax.core import Tracer
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
-@functools.cache
 def compiler_options() -> dict[str, str]:
     """Options for `jax.jit` under which convolutional networks run faster on the default platform.
 
@@ -28,6 +27,11 @@ def compiler_options() -> dict[str, str]:
     >>> float(double(1.0))
     2.0
     """
+    return dict(_known_options())
+
+
+@functools.cache
+def _known_options() -> dict[str, str]:
     if jax.default_backend() != "cpu":
         return {}
     try:

@@ -1,12 +1,12 @@
 """The data of one supervised task."""
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 
 def _as_array(value: Any, name: str) -> Any:
@@ -51,38 +51,84 @@ class Examples(eqx.Module):
         self.way = way
 
     def __check_init__(self):
-        for name, value in (("x", self.x), ("y", self.y)):
-            if not hasattr(value, "shape") or len(value.shape) == 0:
-                raise ValueError(
-                    f"{name} must be an array with a leading axis of examples, got {_describe(value)}. "
-                    f"One example still needs that axis: {name}[None]."
-                )
-        if self.x.shape[0] != self.y.shape[0]:
+        _check_fields(self.x, self.y, self.way)
+
+
+class MaskedExamples(eqx.Module):
+    """Examples of which some are padding, so that tasks with different numbers of them have one shape.
+
+    A learner that does not know masks refuses them by its type check: it would take the padding for data.
+
+    **Arguments:**
+
+    - `x`, `y`, `way`: as in `Examples`, padding included. What the padding holds does not matter as long as it is
+      finite.
+    - `mask`: `[n]` Booleans, whether an example is real.
+
+    **Raises:** `ValueError` when `mask` is not `[n]` Booleans, and what `Examples` raises.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> support = mk.MaskedExamples(jnp.zeros((9, 1)), jnp.zeros((9, 1)), jnp.arange(9) < 4)
+    >>> int(support.mask.sum())
+    4
+    """
+
+    x: Shaped[Array, "n *in"]
+    y: Shaped[Array, "n *out"]
+    mask: Bool[Array, " n"]
+    way: int | None = eqx.field(static=True, default=None)
+
+    def __init__(self, x: Any, y: Any, mask: Any, way: int | None = None):
+        self.x = _as_array(x, "x")
+        self.y = _as_array(y, "y")
+        self.mask = _as_array(mask, "mask")
+        self.way = way
+
+    def __check_init__(self):
+        _check_fields(self.x, self.y, self.way)
+        if getattr(self.mask, "shape", None) != self.x.shape[:1] or self.mask.dtype != jnp.bool_:
             raise ValueError(
-                f"x and y must hold the same number of examples along axis 0, got {self.x.shape[0]} in "
-                f"x{list(self.x.shape)} and {self.y.shape[0]} in y{list(self.y.shape)}."
-            )
-        if self.x.shape[0] == 0:
-            raise ValueError(
-                f"x{list(self.x.shape)} holds no example; a support or query set needs at least one along axis 0."
-            )
-        if self.way is None:
-            return
-        if self.way < 1:
-            raise ValueError(f"way is the number of classes and must be at least 1, got {self.way}.")
-        if not jnp.issubdtype(self.y.dtype, jnp.integer):
-            raise ValueError(
-                f"y must hold integer labels 0..{self.way - 1} since way={self.way} was given, got dtype "
-                f"{self.y.dtype}. Use y.astype('int32') for labels, or leave way out for real-valued targets."
+                f"mask must hold one Boolean for each of the {self.x.shape[0]} examples, got {_describe(self.mask)}. "
+                "A number of real examples becomes a mask by jnp.arange(n) < number."
             )
 
 
-class Episode(eqx.Module):
+def _check_fields(x: Any, y: Any, way: int | None) -> None:
+    for name, value in (("x", x), ("y", y)):
+        if not hasattr(value, "shape") or len(value.shape) == 0:
+            raise ValueError(
+                f"{name} must be an array with a leading axis of examples, got {_describe(value)}. "
+                f"One example still needs that axis: {name}[None]."
+            )
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"x and y must hold the same number of examples along axis 0, got {x.shape[0]} in "
+            f"x{list(x.shape)} and {y.shape[0]} in y{list(y.shape)}."
+        )
+    if x.shape[0] == 0:
+        raise ValueError(f"x{list(x.shape)} holds no example; a support or query set needs at least one along axis 0.")
+    if way is None:
+        return
+    if way < 1:
+        raise ValueError(f"way is the number of classes and must be at least 1, got {way}.")
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(
+            f"y must hold integer labels 0..{way - 1} since way={way} was given, got dtype "
+            f"{y.dtype}. Use y.astype('int32') for labels, or leave way out for real-valued targets."
+        )
+
+
+# A learner's signature says which support sets it takes; `Episode` alone fits all of them.
+_Support = TypeVar("_Support", Examples, MaskedExamples)
+
+
+class Episode(eqx.Module, Generic[_Support]):
     """One task of supervised learning: learn from `support`, be judged on `query`.
 
     A batch of episodes is the same module with a leading axis on every array, as `eqx.filter_vmap` makes and takes it.
 
-    **Arguments:** `support` and `query`, each an `Examples`.
+    **Arguments:** `support` and `query`, each an `Examples`; `support` may be a `MaskedExamples` for learners that
+    take one.
 
     **Raises:** `ValueError` when the two differ in the shape or dtype of an example, or in `way`.
 
@@ -92,7 +138,7 @@ class Episode(eqx.Module):
     (10, 1)
     """
 
-    support: Examples
+    support: _Support
     query: Examples
 
     def __check_init__(self):
@@ -114,12 +160,13 @@ def _describe(value: Any) -> str:
     return f"{type(value).__name__} {value!r}" if not hasattr(value, "shape") else f"shape {list(value.shape)}"
 
 
-def check_values(task: Episode | Examples) -> None:
+def check_values(task: Episode | Examples | MaskedExamples) -> None:
     """Check facts about *values* that shapes cannot show, on the host.
 
     Call it where data enters (batched episodes are welcome); the compiled step then needs no checks of its own.
 
-    **Arguments:** `task`, an `Episode` or `Examples` of concrete arrays, with or without leading task axes.
+    **Arguments:** `task`, an `Episode`, `Examples` or `MaskedExamples` (padding is checked like the rest) of concrete
+    arrays, with or without leading task axes.
 
     **Raises:** `ValueError` naming the array when an input or a real target holds NaN or infinities (and where the
     first one is), or when a label lies outside `0..way-1`.
@@ -137,7 +184,7 @@ def check_values(task: Episode | Examples) -> None:
         _check_examples(task, "examples")
 
 
-def _check_examples(examples: Examples, name: str) -> None:
+def _check_examples(examples: Examples | MaskedExamples, name: str) -> None:
     for field in ("x", "y"):
         value = np.asarray(getattr(examples, field))
         if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():

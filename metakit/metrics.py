@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from ._normal import Normal
 from ._typecheck import typed
 from ._types import Scalar
 from .losses import cross_entropy, squared_error
@@ -14,12 +15,13 @@ from .losses import cross_entropy, squared_error
 class Metric(Protocol):
     """What a metric is: `metric(outputs, targets)` for the query set of one task.
 
-    **Arguments:** `outputs` `[n, *out]`; `targets` `[n, *target]`.
+    **Arguments:** `outputs` `[n, *out]`, or a `mk.Normal` of that shape from a learner that says how sure it is;
+    `targets` `[n, *target]`.
 
     **Returns:** a scalar.
     """
 
-    def __call__(self, outputs: Shaped[Array, "n *out"], targets: Shaped[Array, "n *target"]) -> Scalar: ...
+    def __call__(self, outputs: Shaped[Array, "n *out"] | Normal, targets: Shaped[Array, "n *target"]) -> Scalar: ...
 
 
 @typed
@@ -92,10 +94,10 @@ def expected_calibration_error(
 
 
 @typed
-def mean_squared_error(outputs: Float[Array, "n *out"], targets: Float[Array, "n *out"]) -> Scalar:
+def mean_squared_error(outputs: Float[Array, "n *out"] | Normal, targets: Float[Array, "n *out"]) -> Scalar:
     """Mean squared error over examples and target axes.
 
-    **Arguments:** `outputs` and `targets`, `[n, *out]` each.
+    **Arguments:** `outputs` and `targets`, `[n, *out]` each; of a `mk.Normal` the mean counts.
 
     **Returns:** a number at or above 0, in squared units of the target.
 
@@ -103,4 +105,27 @@ def mean_squared_error(outputs: Float[Array, "n *out"], targets: Float[Array, "n
     >>> float(mean_squared_error(jnp.ones((3, 1)), jnp.zeros((3, 1))))
     1.0
     """
+    outputs = outputs.mean if isinstance(outputs, Normal) else outputs
     return squared_error(outputs, targets, reduction="mean")
+
+
+@typed
+def log_density(outputs: Normal, targets: Float[Array, "n *out"]) -> Scalar:
+    r"""Mean log-density of real targets under the predicted normal distributions: a proper score, higher is better.
+
+    $$rac1n \sum_{i=1}^n \sum_j \log N(y_{ij}; \mu_{ij}, \sigma_{ij}^2)$$
+
+    **Arguments:** `outputs`, a `mk.Normal` of shape `[n, *out]`; `targets`, `[n, *out]`.
+
+    **Returns:** nats per target, added over the axes of one target (`mk.losses.gaussian_nll` averages over them).
+    It may lie above 0: a density is no probability, and changes with the unit of the target.
+
+    **Raises:** `ValueError` when the shapes differ.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> outputs = mk.Normal(jnp.zeros((3, 2)), jnp.ones((3, 2)))
+    >>> round(float(log_density(outputs, jnp.zeros((3, 2)))), 4)
+    -1.8379
+    """
+    nats = outputs.log_density(targets)
+    return jnp.mean(jnp.sum(nats.reshape(nats.shape[0], -1), axis=1))

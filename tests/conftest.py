@@ -1,8 +1,10 @@
 """Settings that every test runs under, made before JAX starts."""
 
+import getpass
 import os
 import pathlib
 import signal
+import tempfile
 
 # Two host devices, so that every sharded path really runs on more than one.
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2").strip()
@@ -16,6 +18,15 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Compiled programs are most of the suite's time. They are kept for the other worker, for after a clearing (below), and
+# for the next run, by what the program says; a folder of your own in JAX_COMPILATION_CACHE_DIR goes before.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update(
+        "jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / f"metakit-tests-{getpass.getuser()}")
+    )
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts its background jobs so; the tests of Ctrl-C need one that arrives.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,7 +38,9 @@ def pytest_runtest_setup(item):
     Tests of what the optimised program is (its memory, its collectives, its rounding) are marked `optimised`.
     """
     optimised = any(item.get_closest_marker(name) for name in ("slow", "optimised"))
-    jax.config.update("jax_disable_most_optimizations", not optimised)
+    if jax.config.read("jax_disable_most_optimizations") == optimised:
+        jax.clear_caches()  # which hold programs without regard to it
+        jax.config.update("jax_disable_most_optimizations", not optimised)
 
 
 def _test_data() -> pathlib.Path:

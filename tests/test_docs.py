@@ -33,6 +33,8 @@ NAMESPACES = [
     "metakit.reptile",
     "metakit.meta_lstm",
     "metakit.metagan",
+    "metakit.neural_process",
+    "metakit.statistician",
     "metakit.relation",
     "metakit.ridge",
     "metakit.versa",

@@ -14,6 +14,10 @@ def examples(n=4, shape=(3,), way=None, dtype=float):
     return mk.Examples(jnp.ones((n, *shape), dtype), y, way)
 
 
+def masked(mask):
+    return mk.MaskedExamples(jnp.ones((4, 3)), jnp.ones((4, 1)), mask)
+
+
 REFUSED = {
     "different n": (lambda: mk.Examples(jnp.ones((3, 2)), jnp.ones(4)), r"3 in x\[3, 2\] and 4 in y\[4\]"),
     "empty": (lambda: mk.Examples(jnp.ones((0, 2)), jnp.ones(0)), "holds no example"),
@@ -22,6 +26,13 @@ REFUSED = {
     "zero way": (lambda: mk.Examples(jnp.ones((2, 1)), jnp.ones(2, int), way=0), "way .* at least 1, got 0"),
     "feature shapes": (lambda: mk.Episode(examples(shape=(3,)), examples(shape=(4,))), r"query.x .* \[3\] and \[4\]"),
     "ways": (lambda: mk.Episode(examples(way=2), examples(way=4)), "way must be the same, got 2 and 4"),
+    "mask of counts": (lambda: masked(jnp.array([1, 0, 1, 0])), r"mask must hold one Boolean .* 4 examples, got shape"),
+    "short mask": (lambda: masked(jnp.ones(3, bool)), r"mask must hold one Boolean for each of the 4 .*shape \[3\]"),
+    "masked labels": (lambda: mk.MaskedExamples(jnp.ones(2), jnp.ones(2), jnp.ones(2, bool), way=2), "integer labels"),
+    "masked shapes": (
+        lambda: mk.Episode(masked(jnp.ones(4, bool)), examples(shape=(2,))),
+        r"query.x .* \[3\] and \[2\]",
+    ),
     "dtypes": (lambda: mk.Episode(examples(dtype=jnp.float32), examples()), "share a dtype, got float32 and float64"),
 }
 
@@ -61,6 +72,17 @@ def test_labels_outside_the_way_are_found(label):
     """Catches global class indices used as episode labels."""
     with pytest.raises(ValueError, match=rf"labels 0..4 \(way=5\), got {label} at index \(2,\)"):
         mk.check_values(mk.Examples(jnp.ones((3, 1)), jnp.array([0, 1, label]), way=5))
+
+
+def test_masked_examples_keep_their_mask_in_a_batch():
+    """Catches a mask that is static, or lost when a mapped module is rebuilt."""
+    masks = jnp.array([[True, False, False, False], [True, True, True, False]])
+    batch = eqx.filter_vmap(masked)(masks)
+    np.testing.assert_array_equal(eqx.filter_vmap(lambda support: support.mask.sum())(batch), [1, 3])
+    mk.check_values(eqx.filter_vmap(lambda support: mk.Episode(support, examples()))(batch))
+    bad = eqx.tree_at(lambda b: b.x, batch, batch.x.at[1, 3, 0].set(jnp.nan))
+    with pytest.raises(ValueError, match=r"examples.x must be finite, got nan at index \(1, 3, 0\)"):
+        mk.check_values(bad)
 
 
 def test_a_batch_of_episodes_is_the_same_module():

@@ -13,8 +13,9 @@ from metakit._errors import nearest
 from metakit.tasks import cache_directory
 
 from . import _evaluate, _train
-from ._config import DATA, REGRESSION, Evaluate, List, Train, UsageError
-from ._presets import ALGORITHMS, preset
+from ._algorithms import ALGORITHMS, OPTIONAL
+from ._config import Evaluate, List, Train, UsageError
+from ._presets import preset
 
 _COMMANDS = ("train", "evaluate", "list")
 
@@ -104,9 +105,10 @@ def _presets() -> Table:
         *(Column(name.replace("_", "\n"), no_wrap=True, justify="right") for name in shown),
     )
     for name, entry in ALGORITHMS.items():
-        for data in DATA:
-            if data == "folder" or (data in REGRESSION and not entry.regresses):
+        unused = OPTIONAL.keys() - set(entry.uses)
+        for data in entry.data:
+            if data == "folder":  # as glyphs
                 continue
             values = preset(name, data)
-            table.add_row(f"{name} {data}", *(str(values[key]) for key in shown))
+            table.add_row(f"{name} {data}", *("" if key in unused else str(values[key]) for key in shown))
     return table

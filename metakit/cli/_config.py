@@ -10,9 +10,10 @@ from ._devices import every_core
 
 EVERY_CORE = "every core"  # the devices of a preset
 DATA = ("glyphs", "omniglot", "sinusoid", "linear", "folder")
-Split = Literal["vinyals", "lake", "seeded"]
+IMAGES = ("glyphs", "omniglot", "folder")
 REGRESSION = ("sinusoid", "linear")
-DEFAULT_DATA = "glyphs"
+Split = Literal["vinyals", "lake", "seeded"]
+NormPolicy = Literal["transductive", "joint", "inductive", "one_by_one"]
 
 
 class UsageError(ValueError):
@@ -26,7 +27,7 @@ class Train:
     Options left out come from the preset of the algorithm and the data (`metakit list` shows them)."""
 
     algorithm: tyro.conf.Positional[str]
-    """maml, fomaml, anil, boil, meta-sgd, mamlpp, matching or prototypical."""
+    """One of those that 'metakit list' shows."""
     data: Annotated[str | None, tyro.conf.arg(metavar="glyphs|omniglot|sinusoid|linear|folder")] = None
     """What to train on, by default glyphs. Glyphs, sinusoid and linear are built in."""
     path: pathlib.Path | None = None
@@ -38,11 +39,13 @@ class Train:
     way: int | None = None
     """Classes in a training episode."""
     shot: int | None = None
-    """Support examples of each class (for regression: in all)."""
+    """Support examples of each class (for regression: in all; for sequences: images of each class)."""
     queries: int | None = None
     """Query examples of each class in training (for regression: in all)."""
     test_way: int | None = None
-    """Classes in a test episode; gradient-based learners need the training way."""
+    """Classes in a test episode; learners whose network has an output for each class need the training way."""
+    test_shot: int | None = None
+    """Support examples of each class in a test episode; by default as in training."""
     test_queries: int | None = None
     """Query examples of each class in a test episode."""
     steps: int | None = None
@@ -50,19 +53,21 @@ class Train:
     meta_batch: int | None = None
     """Tasks in one outer step."""
     rate: float | None = None
-    """Outer rate (Adam)."""
+    """Outer rate (of Adam; Reptile's is the part of the way to the tasks' solutions that a step goes)."""
     schedule: Literal["constant", "cosine", "halving"] | None = None
     """How the outer rate falls."""
     clip_norm: float | None = None
     """Largest Euclidean norm of a meta-gradient."""
     inner_rate: float | None = None
-    """Inner rate, of the mean support loss (gradient-based learners)."""
+    """Inner rate, of the mean support loss (learners with an inner loop)."""
     inner_steps: int | None = None
     """Inner steps in training."""
     test_inner_steps: int | None = None
     """Inner steps in evaluation."""
-    norm_policy: Literal["transductive", "joint", "inductive"] | None = None
-    """Whose statistics batch norm uses for the query set."""
+    inner_batch: int | None = None
+    """Support examples in an inner step (Reptile)."""
+    norm_policy: NormPolicy | None = None
+    """Whose statistics batch norm uses for the query set; metakit list and the docs say who has which."""
     scale: float | None = None
     """Factor of the similarities before the softmax (metric learners)."""
     validate_every: int | None = None
@@ -95,13 +100,15 @@ class Evaluate:
     run: tyro.conf.Positional[pathlib.Path]
     """Run folder."""
     way: int | None = None
-    """Classes in an episode; gradient-based learners need the training way."""
+    """Classes in an episode; learners whose network has an output for each class need the training way."""
     shot: int | None = None
-    """Support examples of each class (for regression: in all)."""
+    """Support examples of each class (for regression: in all; for sequences: images of each class)."""
     queries: int | None = None
     """Query examples of each class (for regression: in all)."""
     inner_steps: int | None = None
-    """Inner steps (gradient-based learners)."""
+    """Inner steps (learners with an inner loop)."""
+    norm_policy: NormPolicy | None = None
+    """Whose statistics batch norm uses for the query set, if others than in training."""
     num_tasks: int | None = None
     """How many tasks."""
     path: pathlib.Path | None = None
@@ -134,6 +141,7 @@ class Settings:
     shot: int
     queries: int
     test_way: int
+    test_shot: int
     test_queries: int
     steps: int
     meta_batch: int
@@ -143,6 +151,7 @@ class Settings:
     inner_rate: float
     inner_steps: int
     test_inner_steps: int
+    inner_batch: int
     norm_policy: str
     scale: float
     validate_every: int
@@ -171,11 +180,11 @@ def explicit(options: Train) -> dict[str, object]:
     return given
 
 
-def settings(options: Train, preset: dict[str, object]) -> Settings:
+def settings(options: Train, data: str, preset: dict[str, object]) -> Settings:
     """The preset, overridden by what was given; what neither says follows from the training episodes."""
-    data = options.data or DEFAULT_DATA
     values = {"path": None, "split": None, "clip_norm": None, **preset, **explicit(options)}
     values.setdefault("test_way", values["way"])
+    values.setdefault("test_shot", values["shot"])
     values.setdefault("test_queries", values["queries"])
     values.setdefault("test_inner_steps", values["inner_steps"])
     if options.smoke:
@@ -194,11 +203,13 @@ _LEAST = {
     "shot": 1,
     "queries": 1,
     "test_way": 1,
+    "test_shot": 1,
     "test_queries": 1,
     "steps": 1,
     "meta_batch": 1,
     "inner_steps": 0,
     "test_inner_steps": 0,
+    "inner_batch": 1,
     "validate_every": 1,
     "validation_tasks": 2,
     "test_tasks": 2,

@@ -8,6 +8,7 @@ import numpy as np
 
 from metakit import tasks
 
+from ._algorithms import form_of
 from ._config import Settings, UsageError
 
 Part = Literal["train", "val", "test"]
@@ -27,25 +28,22 @@ class Data:
 
 def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool = False) -> Data:
     """The tasks of a run; `dealt_by` are the settings of the run that dealt a folder's classes, if another's."""
+    form = form_of(settings)
     if settings.regression:
-        return _regression(settings)
-    pools = _folder(settings, dealt_by or settings) if settings.data == "folder" else _parts(settings, download)
-    test = (settings.test_way, settings.shot, settings.test_queries)
+        pools, about = {}, _CURVES[settings.data]
+    else:
+        pools = _folder(settings, dealt_by or settings) if settings.data == "folder" else _parts(settings, download)
+        about = _about(settings, pools)
     return Data(
-        train=tasks.Episodes(pools["train"], settings.way, settings.shot, settings.queries),
-        val=tasks.Episodes(pools["val"], *test),
-        test=tasks.Episodes(pools["test"], *test),
+        train=form.sampler(settings, pools.get("train"), training=True),
+        val=form.sampler(settings, pools.get("val"), training=False),
+        test=form.sampler(settings, pools.get("test"), training=False),
         pools=pools,
-        about=_about(settings, pools),
+        about=about,
     )
 
 
-def _regression(settings: Settings) -> Data:
-    family = tasks.Sinusoid if settings.data == "sinusoid" else tasks.LinearRegression
-    train = family(shot=settings.shot, queries=settings.queries)
-    test = family(shot=settings.shot, queries=settings.test_queries)
-    about = "sinusoids, amplitude 0.1 to 5.0" if settings.data == "sinusoid" else "lines of varying slope and intercept"
-    return Data(train, test, test, {}, about)
+_CURVES = {"sinusoid": "sinusoids, amplitude 0.1 to 5.0", "linear": "lines of varying slope and intercept"}
 
 
 def _parts(settings: Settings, download: bool) -> dict[Part, tasks.ImagePool]:
@@ -57,15 +55,16 @@ def _pool(settings: Settings, part: Part, download: bool) -> tasks.ImagePool:
         return tasks.glyphs(part)
     if settings.split == "lake":  # it has no validation part; its test alphabets must not choose the model
         return _lake(settings, part, download)
-    split = settings.split or "vinyals"
-    return tasks.omniglot(settings.path, split=split, part=part, rotations=True, download=download)
+    split, size = settings.split or "vinyals", form_of(settings).omniglot_size
+    return tasks.omniglot(settings.path, split=split, part=part, size=size, rotations=True, download=download)
 
 
 def _lake(settings: Settings, part: Part, download: bool) -> tasks.ImagePool:
     """`lake` names two sets of alphabets; every eighth background character is kept for validation."""
+    size = form_of(settings).omniglot_size
     if part == "test":
-        return tasks.omniglot(settings.path, split="lake", part="test", rotations=True, download=download)
-    pool = tasks.omniglot(settings.path, split="lake", part="train", rotations=False, download=download)
+        return tasks.omniglot(settings.path, split="lake", part="test", size=size, rotations=True, download=download)
+    pool = tasks.omniglot(settings.path, split="lake", part="train", size=size, rotations=False, download=download)
     held_out = np.arange(len(pool.names)) % 8 == 7
     return tasks.rotated(tasks.subset(pool, np.flatnonzero(held_out if part == "val" else ~held_out).tolist()))
 

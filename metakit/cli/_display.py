@@ -5,16 +5,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
 
-from metakit.evaluate import Interval
 from metakit.train import Event, Interrupted, Progress, Resumed, Validated
 
-
-def percent(interval: Interval) -> str:
-    return f"{100 * interval.mean:.2f} ± {50 * (interval.high - interval.low):.2f} %"
-
-
-def plain(interval: Interval) -> str:
-    return f"{interval.mean:.4f} ± {(interval.high - interval.low) / 2:.4f}"
+from ._forms import AbstractForm
 
 
 def clock(seconds: float) -> str:
@@ -25,11 +18,11 @@ def clock(seconds: float) -> str:
 class Display:
     """A live line on a terminal; elsewhere a plain line for every tenth of the run."""
 
-    def __init__(self, console: Console, *, steps: int, regression: bool):
+    def __init__(self, console: Console, *, steps: int, form: AbstractForm):
         self.console = console
         self.steps = steps
-        self.show = plain if regression else percent
-        self.name = "error" if regression else "accuracy"
+        self.show = form.show
+        self.name = form.score
         self.validation = "none yet"
         self.logged = 0
         self.bar = Bar(

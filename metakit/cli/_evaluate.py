@@ -4,16 +4,17 @@ import dataclasses
 import shlex
 import sys
 import time
+from typing import Any
 
 import jax
 from rich.console import Console
 
 from metakit import train
 
+from ._algorithms import ALGORITHMS, OPTIONAL, build_learner
 from ._assess import assess
 from ._config import Evaluate, Settings, UsageError
-from ._data import load
-from ._presets import ALGORITHMS
+from ._data import Data, load
 from ._report import as_record, report, show_table
 from ._run_folder import open_run, write
 from ._train import initial_state
@@ -30,6 +31,7 @@ def run(options: Evaluate, console: Console) -> int:
             raise UsageError(f"{options.run} holds no checkpoint yet. Continue it with --resume {options.run}.")
         best = checkpoints.restore_best(template.learner)
         learner = checkpoints.restore(template).learner if best is None else best.learner
+    learner = _as_chosen(trained, chosen, data, learner)
     console.print(f"{ALGORITHMS[chosen.algorithm].about} on {data.about}", highlight=False)
 
     started = time.perf_counter()
@@ -37,7 +39,7 @@ def run(options: Evaluate, console: Console) -> int:
     name = f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
     seconds = time.perf_counter() - started
     command = shlex.join(["metakit", *sys.argv[1:]])
-    page = report(chosen, assessment, [], about=data.about, pictures=[], seconds=seconds, command=command)
+    page = report(chosen, assessment, about=data.about, pictures=[], seconds=seconds, command=command)
     write(folder.path / f"{name}.md", page)
     folder.log(event="evaluation", file=f"{name}.md", **as_record(assessment))
     show_table(console, chosen, assessment, about=data.about)
@@ -45,18 +47,32 @@ def run(options: Evaluate, console: Console) -> int:
     return 0
 
 
+def _as_chosen(trained: Settings, chosen: Settings, data: Data, learner: Any) -> Any:
+    """The learner under another policy: its numbers in a learner that is built with it."""
+    if chosen.norm_policy == trained.norm_policy:
+        return learner
+    other = dataclasses.replace(trained, norm_policy=chosen.norm_policy)
+    built = build_learner(other, data.pools.get("train"), jax.random.key(trained.seed))
+    return jax.tree.unflatten(jax.tree.structure(built), jax.tree.leaves(learner))
+
+
 def _overridden(trained: Settings, options: Evaluate) -> Settings:
+    known = ALGORITHMS[trained.algorithm]
+    for name, value in {"inner_steps": options.inner_steps, "norm_policy": options.norm_policy}.items():
+        if value is not None and (name not in known.uses or (name == "norm_policy" and trained.regression)):
+            raise UsageError(f"--{name.replace('_', '-')} would not be used: {trained.algorithm} {OPTIONAL[name]}.")
     way = trained.test_way if options.way is None else options.way
-    if ALGORITHMS[trained.algorithm].gradient_based and not trained.regression and way != trained.way:
+    if known.fixed_way and not trained.regression and way != trained.way:
         raise UsageError(
             f"--way {way}: {trained.algorithm} has a head for {trained.way} classes and can be tested on "
             "no other number."
         )
     changes = {
         "test_way": options.way,
-        "shot": options.shot,
+        "test_shot": options.shot,
         "test_queries": options.queries,
         "test_inner_steps": options.inner_steps,
+        "norm_policy": options.norm_policy,
         "test_tasks": options.num_tasks,
         "path": None if options.path is None else str(options.path),
     }

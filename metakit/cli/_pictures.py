@@ -23,7 +23,7 @@ def _tidy(axes: Any) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
-def learning_curve(records: list[dict[str, Any]], path: pathlib.Path, *, score: str) -> None:
+def learning_curve(records: list[dict[str, Any]], path: pathlib.Path, *, score: str, is_share: bool) -> None:
     """Meta-loss of every dispatch, and the validation score with its interval."""
     progress = [r for r in records if r["event"] == "progress"]
     validated = [r for r in records if r["event"] == "validated"]
@@ -32,7 +32,7 @@ def learning_curve(records: list[dict[str, Any]], path: pathlib.Path, *, score: 
     left.set(xlabel="outer step", ylabel="meta-loss (training tasks)")
     if min((r["loss"] for r in progress), default=0) > 0:
         left.set_yscale("log")
-    steps, factor = [r["step"] for r in validated], 100 if score == "accuracy" else 1
+    steps, factor = [r["step"] for r in validated], 100 if is_share else 1
     mean, low, high = (factor * np.array([r[k] for r in validated]) for k in ("mean", "low", "high"))
     right.plot(steps, mean, color=_ORANGE, marker="o", markersize=4)
     right.fill_between(steps, low, high, color=_ORANGE, alpha=0.25, label="95 % interval")
@@ -74,14 +74,14 @@ def _image(axes: Any, image: np.ndarray, title: str, colour: str) -> None:
         spine.set(color=colour, linewidth=1.5)
 
 
-def inner_steps(intervals: list[Interval], path: pathlib.Path, *, score: str) -> None:
-    """The test score against the number of inner steps."""
-    factor = 100 if score == "accuracy" else 1
-    steps = np.arange(len(intervals))
+def series(intervals: list[Interval], path: pathlib.Path, *, name: str, first: int, score: str, is_share: bool) -> None:
+    """The test score against a count, such as the number of inner steps."""
+    factor = 100 if is_share else 1
+    steps = first + np.arange(len(intervals))
     mean, low, high = (factor * np.array([getattr(i, k) for i in intervals]) for k in ("mean", "low", "high"))
     figure, axes = plt.subplots(figsize=(4.6, 3.2))
     axes.errorbar(steps, mean, yerr=[mean - low, high - mean], color=_GREEN, marker="o", capsize=3)
-    axes.set(xlabel="inner steps", ylabel=f"test {score}{' (%)' if factor == 100 else ''}", xticks=steps)
+    axes.set(xlabel=name, ylabel=f"test {score}{' (%)' if factor == 100 else ''}", xticks=steps)
     _tidy(axes)
     _save(figure, path)
 

@@ -10,23 +10,24 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from metakit.evaluate import Interval
-
+from ._algorithms import ALGORITHMS, form_of
 from ._assess import Assessment
-from ._config import DEFAULT_DATA, Settings, Train, option, settings
-from ._display import clock, percent, plain
-from ._presets import ALGORITHMS, preset
+from ._config import Settings, Train, option, settings
+from ._display import clock
+from ._forms import AbstractForm, Series, plain
+from ._presets import default_data, preset
 
 _POLICIES = {
     "transductive": "transductive: batch norm uses the statistics of the query batch, so queries may help each other",
     "joint": "joint (transductive): batch norm uses the statistics of support and query together",
     "inductive": "inductive: batch norm uses the support set's statistics, so no query sees another",
+    "one_by_one": "inductive: each query joins the support set's batch alone, so no query sees another",
 }
 
 
 def show_table(console: Console, chosen: Settings, assessment: Assessment, *, about: str) -> None:
     """The result as a table on the terminal."""
-    show = plain if chosen.regression else percent
+    show = form_of(chosen).show
     table = Table(title=f"Test: {tasks_in_words(chosen)}; {about}")
     for heading in ("", "mean, 95 % interval", "meta-trained minus this (paired)"):
         table.add_column(heading)
@@ -36,16 +37,12 @@ def show_table(console: Console, chosen: Settings, assessment: Assessment, *, ab
 
 
 def tasks_in_words(chosen: Settings) -> str:
-    if chosen.regression:
-        return f"{chosen.test_tasks} tasks, {chosen.shot} support and {chosen.test_queries} query points"
-    kind = f"{chosen.test_way}-way {chosen.shot}-shot"
-    return f"{chosen.test_tasks} tasks, {kind}, {chosen.test_queries} queries a class"
+    return f"{chosen.test_tasks} tasks, {form_of(chosen).in_words(chosen)}"
 
 
 def report(
     chosen: Settings,
     assessment: Assessment,
-    steps: list[Interval],
     *,
     about: str,
     pictures: list[tuple[str, str]],
@@ -53,16 +50,16 @@ def report(
     command: str,
 ) -> str:
     """The run as a page of Markdown."""
-    show = plain if chosen.regression else percent
-    score = "mean squared error (lower is better)" if chosen.regression else "accuracy"
+    form, known = form_of(chosen), ALGORITHMS[chosen.algorithm]
+    score = form.score_in_words + (" (lower is better)" if form.best == "lowest" else "")
     lines = [
-        f"# {ALGORITHMS[chosen.algorithm].about} on {chosen.data}",
+        f"# {known.about} on {chosen.data}",
         "",
         f"- Data: {about}",
         f"- Test: {tasks_in_words(chosen)}",
-        f"- Batch norm: {'none in this network' if chosen.regression else _POLICIES[chosen.norm_policy]}",
+        f"- Batch norm: {_policy(chosen)}",
     ]
-    if ALGORITHMS[chosen.algorithm].gradient_based:
+    if "inner_steps" in known.uses:
         lines.append(f"- Inner steps: {chosen.inner_steps} in training, {chosen.test_inner_steps} in the test")
     lines += [
         f"- Time: {clock(seconds)} minutes, compilation included",
@@ -70,13 +67,14 @@ def report(
         f"| learner | {score}, 95 % interval (Student t) | bootstrap interval | meta-trained minus this, paired |",
         "|---|---|---|---|",
     ]
-    factor, digits = (1, 4) if chosen.regression else (100, 2)
+    factor, digits = (100, 2) if form.is_share else (1, 4)
     for row in assessment.rows:
         ends = f"{factor * row.bootstrap.low:.{digits}f} to {factor * row.bootstrap.high:.{digits}f}"
         lines.append(
-            f"| {row.name} | {show(row.score)} | {ends} | {'' if row.advantage is None else show(row.advantage)} |"
+            f"| {row.name} | {form.show(row.score)} | {ends} | "
+            f"{'' if row.advantage is None else form.show(row.advantage)} |"
         )
-    if chosen.regression:  # a mean hides, or is made by, the few tasks on which adaptation diverges
+    if form.best == "lowest":  # a mean hides, or is made by, the few tasks on which adaptation diverges
         lines += ["", "Medians: " + "; ".join(f"{row.name} {row.median:.4f}" for row in assessment.rows) + "."]
     spoilt = {row.name: row.score.num_nonfinite for row in assessment.rows if row.score.num_nonfinite}
     lines += [f"\n{name} diverged on {count} tasks." for name, count in spoilt.items()]
@@ -86,23 +84,36 @@ def report(
             f"Negative log-likelihood {plain(assessment.nll)} nats; expected calibration error "
             f"{assessment.calibration_error:.4f} (15 bins, pooled over all test queries).",
         ]
-    if steps:
-        lines += [
-            "",
-            "| inner steps | " + " | ".join(map(str, range(len(steps)))) + " |",
-            "|---" * (len(steps) + 1) + "|",
-        ]
-        lines.append("| meta-trained | " + " | ".join(map(show, steps)) + " |")
+    for series in assessment.series:
+        lines += _as_table(form, series)
     for title, file in pictures:
         lines += ["", f"## {title}", f"![{title}]({file})"]
     return "\n".join([*lines, "", "## Made with", *_made_with(chosen, command), ""])
 
 
+def _policy(chosen: Settings) -> str:
+    has_norm = "norm_policy" in ALGORITHMS[chosen.algorithm].uses and not chosen.regression
+    return _POLICIES[chosen.norm_policy] if has_norm else "none in this network"
+
+
+def _as_table(form: AbstractForm, series: Series) -> list[str]:
+    counts = range(series.first, series.first + len(series.intervals))
+    return [
+        "",
+        f"| {series.name} | " + " | ".join(map(str, counts)) + " |",
+        "|---" * (len(counts) + 1) + "|",
+        "| meta-trained | " + " | ".join(map(form.show, series.intervals)) + " |",
+    ]
+
+
 def as_command(chosen: Settings) -> str:
     """The command that makes the same run: what differs from the preset."""
     smoke = ["--smoke"] if chosen.smoke else []
-    usual = settings(Train(chosen.algorithm, chosen.data, smoke=chosen.smoke), preset(chosen.algorithm, chosen.data))
-    words = ["metakit", "train", chosen.algorithm, *(["--data", chosen.data] if chosen.data != DEFAULT_DATA else [])]
+    given = Train(chosen.algorithm, chosen.data, smoke=chosen.smoke)
+    usual = settings(given, chosen.data, preset(chosen.algorithm, chosen.data))
+    words = ["metakit", "train", chosen.algorithm]
+    if chosen.data != default_data(chosen.algorithm):
+        words += ["--data", chosen.data]
     for field in dataclasses.fields(Settings):
         value = getattr(chosen, field.name)
         # How many cores there are is not the preset's to say.

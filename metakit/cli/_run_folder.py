@@ -35,8 +35,8 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after the checkpoint that a resumed run continues from."""
-        tests = ("test", "inner steps")
-        kept = [r for r in self.records() if r.get("step", 0) <= step and r["event"] not in tests]
+        training = ("progress", "validated", "evaluation")
+        kept = [r for r in self.records() if r.get("step", 0) <= step and r["event"] in training]
         write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
 

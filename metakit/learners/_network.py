@@ -11,6 +11,8 @@ from jaxtyping import Array
 from metakit import losses, nn
 from metakit._episode import Examples
 
+from ._labels import require_unmasked
+
 
 def check_model(model: Any) -> None:
     """Refuse a model that keeps state, or cannot be called."""
@@ -45,7 +47,8 @@ def check_way(outputs: Array, way: int | None) -> None:
 
 
 def check_targets(loss: Callable[..., Any], examples: Examples, name: str) -> None:
-    """Cross-entropy needs integer labels."""
+    """Cross-entropy needs integer labels, and no loss here leaves padding out."""
+    require_unmasked(examples, "a learner whose network adapts", name)
     if loss is losses.cross_entropy and not jnp.issubdtype(examples.y.dtype, jnp.integer):
         raise ValueError(
             f"loss=mk.losses.cross_entropy (the default) needs integer labels, got {name}.y of dtype "

@@ -138,10 +138,8 @@ def _fold_into_rows(primitive: Primitive, rank: int, x: Array, w: Array, geometr
 
 
 def _varying(x: Array) -> frozenset[Any]:
-    # JAX renamed `vma` to `manual_axis_type.varying` by 0.10.2; outside `shard_map(check_vma=True)` it is
-    # empty.
-    kind = jax.typeof(x)
-    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+    # Outside `shard_map(check_vma=True)` it is empty.
+    return jax.typeof(x).manual_axis_type.varying
 
 
 def _vary_alike(x: Array, w: Array) -> tuple[Array, Array]:

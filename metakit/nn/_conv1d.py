@@ -1,5 +1,7 @@
 """Convolution layer on batches of sequences."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,7 +11,7 @@ from metakit._types import PRNGKey
 
 from ._convolution import convolve
 from ._initialisers import Initialiser, xavier_uniform
-from ._padding import Padding, check_padding, check_sizes, pads
+from ._padding import Padding, check_channels, checked_padding, pads, sizes
 
 
 class Conv1d(eqx.Module):
@@ -47,18 +49,16 @@ class Conv1d(eqx.Module):
         kernel_size: int,
         *,
         stride: int = 1,
-        padding: Padding = "SAME",
+        padding: Padding | int | Sequence[Sequence[int]] = "SAME",
         use_bias: bool = True,
         weight_init: Initialiser = xavier_uniform,
         key: PRNGKey,
     ):
-        check_sizes(in_channels, out_channels, (kernel_size,), (stride,))
-        check_padding(padding, 1)
-        self.weight = weight_init(
-            key, (kernel_size, in_channels, out_channels), kernel_size * in_channels, kernel_size * out_channels
-        )
+        check_channels(in_channels, out_channels)
+        (length,), (step,) = sizes("kernel_size", kernel_size, 1), sizes("stride", stride, 1)
+        self.weight = weight_init(key, (length, in_channels, out_channels), length * in_channels, length * out_channels)
         self.bias = jnp.zeros((out_channels,), self.weight.dtype) if use_bias else None
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding = step, checked_padding(padding, 1)
 
     @typed
     def __call__(self, x: Float[Array, "n *in"]) -> Float[Array, "n c length"]:

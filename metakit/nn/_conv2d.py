@@ -1,5 +1,7 @@
 """Convolution layer on batches of images."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,11 +11,7 @@ from metakit._types import PRNGKey
 
 from ._convolution import convolve
 from ._initialisers import Initialiser, xavier_uniform
-from ._padding import Padding, check_padding, check_sizes, pads
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
+from ._padding import Padding, check_channels, checked_padding, pads, sizes
 
 
 class Conv2d(eqx.Module):
@@ -32,8 +30,8 @@ class Conv2d(eqx.Module):
 
     **Returns** (of a call): `[n, out_channels, h', w']` for `x` of `[n, in_channels, h, w]`.
 
-    **Raises:** `ValueError` for a wrong rank or number of channels, an unknown or negative padding, or
-    images smaller than the kernel; `TypeError` when images and weights differ in dtype.
+    **Raises:** `ValueError` for sizes or strides below 1, a wrong rank or number of channels, an unknown or
+    negative padding, or images smaller than the kernel; `TypeError` when images and weights differ in dtype.
 
     Under `jax.vmap` over weights, `jax.lax.conv_general_dilated` (and `eqx.nn.Conv2d` with it) becomes a
     grouped convolution, which XLA runs tens of times slower on a CPU; this layer becomes a batched matrix
@@ -53,21 +51,20 @@ class Conv2d(eqx.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
+        kernel_size: int | Sequence[int],
         *,
-        stride: int | tuple[int, int] = 1,
-        padding: Padding = "SAME",
+        stride: int | Sequence[int] = 1,
+        padding: Padding | int | Sequence[Sequence[int]] = "SAME",
         use_bias: bool = True,
         weight_init: Initialiser = xavier_uniform,
         key: PRNGKey,
     ):
-        kernel = _pair(kernel_size)
-        check_sizes(in_channels, out_channels, kernel, _pair(stride))
-        check_padding(padding, 2)
+        check_channels(in_channels, out_channels)
+        kernel, strides = sizes("kernel_size", kernel_size, 2), sizes("stride", stride, 2)
         area = kernel[0] * kernel[1]
         self.weight = weight_init(key, (*kernel, in_channels, out_channels), area * in_channels, area * out_channels)
         self.bias = jnp.zeros((out_channels,), self.weight.dtype) if use_bias else None
-        self.stride, self.padding = _pair(stride), padding
+        self.stride, self.padding = (strides[0], strides[1]), checked_padding(padding, 2)
 
     @typed
     def __call__(self, x: Float[Array, "n *in"]) -> Float[Array, "n c h w"]:

@@ -12,9 +12,9 @@ from metakit._typecheck import typed
 def max_pool_last(x: Array, size: int) -> Array:
     """Windows of `[..., h, w, c]`: first which entry is largest, then that entry, chosen by its number.
 
-    The derivative of a maximum tests `x == max(x, y)`; XLA may recompute `x` with other rounding, and the gradient of a
-    window is then lost under `jit(vmap)`. A choice by number sends all of it to one entry, and the numbers, one byte
-    each, are all that the backward pass reads. NaN is kept, as a maximum would.
+    The derivative of a maximum tests `x == max(x, y)`; XLA may recompute `x` with other rounding, and the gradient
+    of a window is then lost under `jit(vmap)`. A choice by number sends all of it to one entry, and the numbers are
+    all that the backward pass reads. NaN is kept, as a maximum would.
     """
     height, width = x.shape[-3] // size, x.shape[-2] // size
     entries = [

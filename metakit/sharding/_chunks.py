@@ -42,10 +42,14 @@ def fold_chunks(function: Callable[[Any], tuple[Any, Any]], like: Any, batched: 
     if whole == 1 and count == chunk:
         return function(batched)
 
-    split = jax.tree.map(lambda leaf: leaf[: whole * chunk].reshape(whole, chunk, *leaf.shape[1:]), batched)
+    # One task at a time is scanned as it lies: behind another axis, of one, XLA copies all tasks to another layout.
+    alone = chunk == 1
+    split = batched
+    if not alone:
+        split = jax.tree.map(lambda leaf: leaf[: whole * chunk].reshape(whole, chunk, *leaf.shape[1:]), batched)
 
     def body(carry, some):
-        addend, outputs = function(some)
+        addend, outputs = function(jax.tree.map(lambda leaf: leaf[None], some) if alone else some)
         return jax.tree.map(jnp.add, carry, addend), outputs
 
     total, stacked = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, like), split)

@@ -3,6 +3,12 @@ from ._decode import DecodeError as DecodeError
 from ._download import DownloadError as DownloadError, download as download
 from ._episodes import Episodes as Episodes
 from ._folder import image_folder as image_folder
+from ._gaussian_process import (
+    GaussianProcess as GaussianProcess,
+    GaussianProcessCurves as GaussianProcessCurves,
+    gp_kernel as gp_kernel,
+    gp_posterior as gp_posterior,
+)
 from ._glyphs import glyphs as glyphs
 from ._linear import (
     LinearPosterior as LinearPosterior,

@@ -2,6 +2,7 @@
 
 from ._acting import ActingAlgorithm as ActingAlgorithm
 from ._checkpoint import Best as Best, Checkpoints as Checkpoints
+from ._draw import draw_tasks as draw_tasks
 from ._epochs import Epochs as Epochs, EpochsDetails as EpochsDetails
 from ._errors import (
     CheckpointError as CheckpointError,
@@ -23,7 +24,6 @@ from ._optimisers import adam as adam
 from ._state import TrainState as TrainState, init as init, with_learner as with_learner
 from ._step import (
     StepDiagnostics as StepDiagnostics,
-    draw_tasks as draw_tasks,
     run_steps as run_steps,
     step as step,
 )

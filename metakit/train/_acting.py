@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from metakit import random
 from metakit.sharding import map_tasks, num_tasks
 
+from ._draw import step_keys
 from ._state import TrainState
-from ._step import annealed, step_keys
+from ._step import annealed
 
 
 @runtime_checkable

@@ -86,3 +86,9 @@ class DiskFullError(OSError):
 
     **Arguments:** those of `OSError`: `errno.ENOSPC` and a message that names the folder.
     """
+
+
+def require_positive(name: str, value: int, meaning: str) -> None:
+    """A count of steps or tasks."""
+    if isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be at least 1 ({meaning}), got {value}.")

@@ -17,9 +17,10 @@ from metakit import random
 from metakit._compile import compiled
 from metakit._tree import all_finite, global_norm, is_key
 from metakit._typecheck import typed
-from metakit.sharding import map_tasks, meta_gradient, num_tasks, replicate
+from metakit.sharding import meta_gradient, num_tasks, replicate
 
-from ._errors import NonFiniteLossError
+from ._draw import step_keys, steps_ahead, tasks_of_steps
+from ._errors import NonFiniteLossError, require_positive
 from ._state import TrainState, others_promotion
 
 
@@ -42,37 +43,6 @@ class StepDiagnostics(eqx.Module):
     gradient_norm: Float[Array, "*steps"]
     finite: Bool[Array, "*steps"]
     details: Any = None
-
-
-def step_keys(state: TrainState) -> tuple[Any, Any]:
-    """Of this step's tasks, and of the algorithm's own randomness: no key is used twice."""
-    task_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    return task_key, loss_key
-
-
-@typed
-def draw_tasks(sampler: Callable[..., Any], state: TrainState, *, meta_batch: int, mesh: Mesh | None = None) -> Any:
-    """The tasks that `run_steps` draws for the step that `state` is about to take.
-
-    **Arguments:**
-
-    - `sampler`: `sampler(key) -> task`, pure.
-    - `state`: whose `key` and `step` decide the tasks.
-    - `meta_batch`: how many tasks.
-    - `mesh`: draw on the devices of a mesh, each its own share; default none.
-
-    **Returns:** a batch of tasks, every array with a leading axis of `meta_batch`.
-
-    **Raises:** `ValueError` when `meta_batch` is below 1, or is no multiple of the mesh's devices.
-
-    >>> import jax, jax.numpy as jnp, optax, metakit as mk
-    >>> state = mk.train.init(jnp.ones(2), optax.sgd(0.1), key=jax.random.key(0))
-    >>> draw_tasks(jax.random.normal, state, meta_batch=3).shape
-    (3,)
-    """
-    _require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
-    keys = random.task_keys(step_keys(state)[0], 0, meta_batch)
-    return map_tasks(sampler, keys, mesh=mesh, chunk=None)
 
 
 def take_step(
@@ -184,16 +154,25 @@ def step(
 def _jit_run_steps(fixed, state):
     algorithm, optimiser, sampler, num_steps, meta_batch, mesh, chunk, anneal, rule = fixed
     arrays, static = eqx.partition(state, eqx.is_array)
+    ahead = steps_ahead(sampler, state, num_steps, meta_batch)
 
-    def body(arrays, _):
+    def some_steps(arrays, _):
         state = eqx.combine(arrays, static)
-        tasks = draw_tasks(sampler, state, meta_batch=meta_batch, mesh=mesh)
-        # After a step that was not finite the state stays put, so the same step fails again: no flag to
-        # carry.
-        state, diagnostics = rule(algorithm, optimiser, state, tasks, mesh=mesh, chunk=chunk, anneal=anneal)
-        return eqx.filter(state, eqx.is_array), diagnostics
+        tasks_of = tasks_of_steps(sampler, state, num_steps=ahead, meta_batch=meta_batch, mesh=mesh)
 
-    arrays, diagnostics = jax.lax.scan(body, arrays, None, length=num_steps)
+        def one_step(arrays, _):
+            state = eqx.combine(arrays, static)
+            # After a step that was not finite the state stays put, so the same step fails again: no flag to
+            # carry.
+            state, diagnostics = rule(
+                algorithm, optimiser, state, tasks_of(state), mesh=mesh, chunk=chunk, anneal=anneal
+            )
+            return eqx.filter(state, eqx.is_array), diagnostics
+
+        return jax.lax.scan(one_step, arrays, None, length=ahead)
+
+    arrays, diagnostics = jax.lax.scan(some_steps, arrays, None, length=num_steps // ahead)
+    diagnostics = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), diagnostics)
     return eqx.combine(arrays, static), diagnostics
 
 
@@ -245,8 +224,8 @@ def run_steps(
     >>> int(state.step), diagnostics.loss.shape
     (5, (5,))
     """
-    _require_positive("num_steps", num_steps, "how many steps to run")
-    _require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
+    require_positive("num_steps", num_steps, "how many steps to run")
+    require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
     if mesh is not None and not traced:
         state, sampler = replicate(state, mesh), replicate(sampler, mesh)
@@ -263,8 +242,3 @@ def _require_finite(state: TrainState, diagnostics: StepDiagnostics) -> None:
         first = int(np.argmin(finite))
         loss, norm = float(diagnostics.loss[first]), float(diagnostics.gradient_norm[first])
         raise NonFiniteLossError(int(state.step), loss, norm, state)
-
-
-def _require_positive(name: str, value: int, meaning: str) -> None:
-    if isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be at least 1 ({meaning}), got {value}.")

@@ -55,13 +55,18 @@ class Machine:
         return "cuda" if self.hello["platform"] == "gpu" else "cpu"
 
 
+def _tasks_in_a_call(workload: Workload) -> int:
+    """Testing takes many tasks at a time, training the tasks of its step."""
+    return workload.steps_per_call if workload.learner == "meta_test" else workload.tasks
+
+
 def sides(workload: Workload, machine: Machine) -> list[Side]:
     """The rows of a workload's table; PyTorch's only where there is a torch."""
     fixed_images = workload.network == "conv4" and workload.learner != "meta_test"
     rows = [Side("metakit", "metakit", variant="many")]
     if fixed_images:
         rows.append(Side("metakit, one step a call", "metakit"))
-    if machine.devices > 1 and workload.learner != "prototypical":
+    if machine.devices > 1 and _tasks_in_a_call(workload) % machine.devices == 0:
         host = "host " if machine.hello["platform"] == "cpu" else ""
         name = f"metakit, {machine.devices} {host}devices"
         rows.append(Side(name, "metakit", devices=machine.devices, variant="many"))

@@ -30,6 +30,8 @@ from .workloads import SEED, WORKLOADS, Workload, data, smoke, weights
 # A program that wants more is only compiled.
 _MOST_BYTES = 4 * 2**30
 _ROUNDS = 3
+# One that takes longer than this is timed once.
+_LONG_MS = 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +155,12 @@ def measure(curve: Curve, say: Callable[[str], None]) -> list[dict[str, Any]]:
         calls.append(call if entry.get("bytes", 0) <= _MOST_BYTES else None)
     for turn in range(_ROUNDS):
         for entry, call in zip(found, calls, strict=True):
-            if call is not None:
+            rounds = entry.setdefault("rounds", [])
+            if call is not None and all(ms < _LONG_MS for ms in rounds):
                 say(f"{curve.name}: round {turn + 1}, {entry['line']}, {entry['x']}")
-                warm = turn == 0
-                entry.setdefault("rounds", []).append(min(timed_calls(call, seconds=0.05, most=3, warm=warm)))
+                rounds.append(min(timed_calls(call, seconds=0.05, most=3, warm=False)))
     for entry in found:
-        if "rounds" in entry:
+        if entry["rounds"]:
             entry["ms"] = statistics.median(entry["rounds"])
     return found
 

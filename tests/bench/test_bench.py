@@ -105,6 +105,14 @@ def test_a_side_with_other_data_is_caught(tmp_path, monkeypatch):
         measure.check([ours, theirs], ALONE, tmp_path, silent, lambda side: wrong if side is theirs else right)
 
 
+@pytest.mark.parametrize("name", workloads.WORKLOADS)
+def test_tasks_are_spread_where_they_can_be(name):
+    """Twenty-five tasks on two devices would stop the whole run in its first workload."""
+    workload = workloads.WORKLOADS[name]
+    spread = any(side.devices > 1 for side in measure.sides(workload, WITH_TORCH))
+    assert spread == (name in {"omniglot_paper", "conv4_heavy", "mini84", "meta_test"})
+
+
 def test_a_worker_reports_what_went_wrong():
     """An error inside a worker must not look like an answer, and must not leave us waiting."""
     with workers.jax_worker("metakit") as worker, pytest.raises(workers.WorkerError, match="FileNotFoundError"):

@@ -7,16 +7,18 @@ import pathlib
 import re
 import signal
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 import metakit as mk
 from metakit.cli import _data, _evaluate, _run_folder, _train, main
-from metakit.cli._assess import test_learner as learner_as_tested
-from metakit.cli._config import REGRESSION, Train, UsageError, explicit, settings
-from metakit.cli._presets import ALGORITHMS, build_learner, check_given, preset
+from metakit.cli._algorithms import ALGORITHMS, OPTIONAL, as_tested, build_learner
+from metakit.cli._config import DATA, Train, UsageError, explicit, settings
+from metakit.cli._presets import check_given, default_data, preset
 from metakit.cli._report import as_command
 
 LINEAR = ["train", "maml", "--data", "linear", "--smoke", "--no-compilation-cache"]
@@ -87,6 +89,66 @@ def test_every_algorithm_has_a_preset_that_runs(tmp_path, algorithm):
     assert (tmp_path / "run" / "report.md").exists()
 
 
+# Of the algorithms that take images, those that no other test runs; each compiles for 10 seconds or more.
+ON_IMAGES = {
+    "reptile": [],
+    "meta-lstm": ["--inner-steps", "1"],
+    "relation": [],
+    "r2d2": [],
+    "lrd2": [],
+    "versa": [],
+    "metagan": [],
+    "snail": [],
+    "mann": [],
+}
+
+
+def test_every_algorithm_is_run_by_a_test():
+    """Catches an algorithm whose preset nobody has tried."""
+    on_lines = {name for name, entry in ALGORITHMS.items() if "linear" in entry.data}
+    assert on_lines | {"prototypical"} | ON_IMAGES.keys() == ALGORITHMS.keys()
+
+
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param(name, marks=[] if name == "mann" else [pytest.mark.slow]) for name in ON_IMAGES]
+)
+def test_every_preset_on_images_runs(tmp_path, drawings, algorithm):
+    """Catches an entry whose parts do not fit: key, shots, way, optimiser, form of task, or a run that cannot be
+    evaluated again."""
+    few = {"way": 3, "test-way": 3, "shot": 2, "queries": 2, "test-queries": 2}
+    unused = {name.replace("_", "-") for name in OPTIONAL} - {n.replace("_", "-") for n in ALGORITHMS[algorithm].uses}
+    options = [word for name, value in few.items() if name not in unused for word in (f"--{name}", str(value))]
+    common = ["--no-compilation-cache"]
+    run = tmp_path / "run"
+    train = ["train", algorithm, "--data", "folder", "--path", str(drawings), "--smoke", *options, *common]
+    assert main([*train, *ON_IMAGES[algorithm], "--run", str(run)]) == 0
+    test = next(r for r in records(run) if r["event"] == "test")
+    assert 0 <= test["scores"]["meta-trained"]["mean"] <= 1
+    assert main(["evaluate", str(run), "--num-tasks", "2", *common]) == 0
+    report = next(run.glob("evaluation-*.md")).read_text()
+    if algorithm == "mann":
+        assert "| presentation | 1 | 2 |" in report
+        assert_is_a_picture(run / "presentation.png")
+    else:
+        assert_is_a_picture(run / "episode.png")
+
+
+@pytest.mark.slow
+def test_a_policy_of_its_own_in_the_test(tmp_path, drawings):
+    """Catches an evaluation that names another batch-norm policy and scores with the trained one."""
+    run = tmp_path / "run"
+    few = ["--way", "3", "--test-way", "3", "--queries", "2", "--test-queries", "2"]
+    where = ["--data", "folder", "--path", str(drawings)]
+    assert main(["train", "prototypical", *where, "--smoke", "--no-compilation-cache", *few, "--run", str(run)]) == 0
+    scores = {}
+    for policy in ("joint", "inductive"):
+        assert main(["evaluate", str(run), "--norm-policy", policy, "--num-tasks", "20", "--no-compilation-cache"]) == 0
+        last = [r for r in records(run) if r["event"] == "evaluation"][-1]
+        scores[policy] = last["nll"]
+        assert f"Batch norm: {policy}" in (run / last["file"]).read_text()
+    assert scores["joint"] != scores["inductive"]
+
+
 def test_evaluating_a_run_again_gives_its_own_file(linear_run, capsys):
     """Catches an evaluation that overwrites the report, or loads something else than the best learner."""
     before = (linear_run / "report.md").read_text()
@@ -133,6 +195,14 @@ REFUSED = {
     "negative rate": (["train", "maml", "--rate=-1"], 2, "--rate must be above 0, got -1"),
     "unused scale": (["train", "maml", "--scale", "3"], 2, "--scale would not be used: maml has no similarities"),
     "unused inner rate": (["train", "matching", "--inner-rate", "3"], 2, "--inner-rate would not be used"),
+    "unused inner batch": (
+        ["train", "maml", "--inner-batch", "3"],
+        2,
+        "--inner-batch would not be used: maml draws no",
+    ),
+    "unused queries": (["train", "mann", "--queries", "3"], 2, "--queries would not be used: mann asks for every"),
+    "unused schedule": (["train", "reptile", "--schedule", "cosine"], 2, "reptile has a schedule of its own"),
+    "curves for a sequence learner": (["train", "mann", "--data", "linear"], 2, "Use --data glyphs"),
     "unused path": (["train", "maml", "--path", "."], 2, "--path would not be used: --data glyphs is built in"),
     "unused split": (["train", "maml", "--split", "lake"], 2, "--split would not be used"),
     "devices": (["train", "maml", "--devices", "3"], 2, "--meta-batch 8 must be a multiple of --devices 3"),
@@ -262,17 +332,17 @@ def test_a_folder_is_dealt_once(tmp_path, drawings, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("data", ["glyphs", "omniglot", "sinusoid", "linear", "folder"])
+@pytest.mark.parametrize("data", DATA)
 def test_every_preset_builds_its_learner_as_tested(algorithm, data):
     """Catches a preset that trains for minutes and then cannot be tested: more test steps than there are rates."""
-    if data in REGRESSION and not ALGORITHMS[algorithm].regresses:
-        with pytest.raises(UsageError, match="learns classes"):
+    if data not in ALGORITHMS[algorithm].data:
+        with pytest.raises(UsageError, match=f"--data {data}. Use --data {ALGORITHMS[algorithm].data[0]}"):
             preset(algorithm, data)
         return
-    chosen = settings(Train(algorithm, data), preset(algorithm, data))
+    chosen = settings(Train(algorithm, data), data, preset(algorithm, data))
     check_given(explicit(Train(algorithm, data)), chosen)
-    pool = None if data in REGRESSION else mk.tasks.ImagePool(np.zeros((5, 2, 1, 28, 28), "uint8"))
-    learner_as_tested(chosen, build_learner(chosen, pool, jax.random.key(0)))
+    pool = None if chosen.regression else mk.tasks.ImagePool(np.zeros((5, 2, 1, 28, 28), "uint8"))
+    eqx.filter_eval_shape(lambda key: as_tested(chosen, build_learner(chosen, pool, key)), jax.random.key(0))
 
 
 def test_the_report_s_command_makes_the_run_again(linear_run):
@@ -317,5 +387,26 @@ def test_list_shows_every_algorithm(capsys):
     """Catches an algorithm that can be trained and is not listed."""
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    for name in ("maml", "fomaml", "anil", "boil", "meta-sgd", "mamlpp", "matching", "prototypical"):
+    for name in ALGORITHMS:
         assert name in shown
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMANDS = sorted(
+    {
+        found.strip()
+        for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
+        for found in re.findall(r"metakit train [a-z][^`#&|\n]*", page.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_in_the_docs_are_commands(command):
+    """Catches a figure whose command no longer exists, or asks for what its algorithm would not use."""
+    words = command.replace("--seed S", "--seed 0").split()[2:]
+    options = tyro.cli(Train, args=words)
+    if options.resume is not None:
+        return
+    data = options.data or default_data(options.algorithm)
+    check_given(explicit(options), settings(options, data, preset(options.algorithm, data)))

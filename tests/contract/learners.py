@@ -17,6 +17,7 @@ from metakit.learners import (
     matching,
     meta_lstm,
     metagan,
+    neural_process,
     prototypical,
     relation,
     reptile,
@@ -24,6 +25,7 @@ from metakit.learners import (
     rl_maml,
     rl_squared,
     snail,
+    statistician,
     versa,
 )
 
@@ -58,6 +60,7 @@ class Row(NamedTuple):
     - `meta_gradient`: `None` where the gradient is exact; else `(learner, task, key) -> (leaves, expected)`, the
       identity that it satisfies instead.
     - `random`: whether the three functions need a key.
+    - `training_steps`: how many "better when trained" takes: enough to be far above chance, not just above it.
     - `regresses`: of a classifier, whether it also takes real targets.
     - `acting`: `None` where tasks are episodes; else how the learner acts in its tasks.
     - `slow`: a configuration of a learner that other rows hold already, or minutes of compilation; only CI's slow
@@ -72,6 +75,7 @@ class Row(NamedTuple):
     without: Callable[[Any], Any] | None = None
     meta_gradient: Callable[[Any, Any, Any], Any] | None = None
     random: bool = False
+    training_steps: int = 300
     regresses: bool = False
     slow: bool = False
     acting: Acting | None = None
@@ -80,6 +84,7 @@ class Row(NamedTuple):
 # Tasks
 
 sinusoid = mk.tasks.Sinusoid(shot=5, queries=5)
+curves = mk.tasks.GaussianProcessCurves(shot=(2, 5), queries=5)
 
 
 def lopsided(key):
@@ -87,19 +92,19 @@ def lopsided(key):
     return mk.tasks.Bandit(jax.random.uniform(key, (2,)) * 0.4 + jnp.array([0.0, 0.6]))
 
 
-def clusters(key, way=3, shot=2, queries=3):
+def clusters(key, way=3, shot=2, queries=3, loudness=3.0):
     """Classes differ in the first two of six features; the others are louder noise, which can be learnt."""
     mean_key, noise_key = jax.random.split(key)
     centres = jnp.pad(2.0 * jax.random.normal(mean_key, (way, 1, 2)), ((0, 0), (0, 0), (0, 4)))
-    spread = jnp.asarray([0.3, 0.3, 3.0, 3.0, 3.0, 3.0])
+    spread = jnp.asarray([0.3, 0.3, *4 * [loudness]])
     noise = spread[None, None] * jax.random.normal(noise_key, (way, shot + queries, 6))
     return _episode(centres + noise, shot)
 
 
-def sequences(key):
+def sequences(key, **options):
     """Clusters whose support comes in random order, for learners that read it as a sequence."""
     draw_key, order_key = jax.random.split(key)
-    episode = clusters(draw_key)
+    episode = clusters(draw_key, **options)
     order = jax.random.permutation(order_key, len(episode.support.x))
     support = mk.Examples(episode.support.x[order], episode.support.y[order], way=episode.support.way)
     return mk.Episode(support, episode.query)
@@ -209,6 +214,17 @@ def versa_classifier(key):
     return versa.Versa(embed, versa.Amortiser(4, key=head_key), num_samples=4)
 
 
+def neural(**options):
+    """A neural process of curves."""
+
+    def make(key):
+        return neural_process.NeuralProcess(
+            1, 1, width=8, latent_size=3, encoder_depth=1, decoder_depth=1, num_heads=2, key=key, **options
+        )
+
+    return make
+
+
 def users_ridge(key):
     embed = mk.nn.MLP(6, 4, 8, 1, jnp.tanh, key=key)
     return own_learner.Ridge(embed, penalty=mk.learned(1.0), scale=mk.learned(5.0))
@@ -299,7 +315,7 @@ no_steps = functools.partial(maml.with_num_steps, num_steps=0)
 no_updates = functools.partial(rl_maml.with_num_steps, num_steps=0)
 bandits = mk.tasks.Bandits(2)
 sgd = mk.inner.SGD(0.05)
-error, accuracy = mk.metrics.mean_squared_error, mk.metrics.accuracy
+error, accuracy, density = mk.metrics.mean_squared_error, mk.metrics.accuracy, mk.metrics.log_density
 
 ROWS = [
     Row("maml", maml, regressor(maml.MAML, inner=sgd, num_steps=3), sinusoid, error, no_steps),
@@ -359,7 +375,8 @@ ROWS = [
         random=True,
         slow=True,
     ),
-    Row("mann", mann, small_mann, sequences, accuracy),
+    # Loud noise would keep a memory at chance for a thousand steps before it learns what to look for.
+    Row("mann", mann, small_mann, functools.partial(sequences, loudness=0.3), accuracy, training_steps=1500),
     Row(
         "reptile",
         reptile,
@@ -421,6 +438,24 @@ ROWS = [
         slow=True,
     ),
     Row("versa", versa, versa_classifier, clusters, accuracy, random=True),
+    Row("conditional_neural_process", neural_process, neural(), curves, density),
+    Row(
+        "attentive_neural_process",
+        neural_process,
+        neural(latent=True, attention="multihead"),
+        curves,
+        density,
+        random=True,
+        slow=True,
+    ),
+    Row(
+        "statistician",
+        statistician,
+        lambda key: statistician.of_vectors(6, context_size=2, latent_size=2, width=8, depth=1, key=key),
+        clusters,
+        accuracy,
+        random=True,
+    ),
     Row(
         "rl_maml",
         rl_maml,

@@ -13,13 +13,18 @@ from learners import ROWS
 
 import metakit as mk
 
+# An adapted, a compared and a random learner. What the toolkit does to every learner in the same way, and takes long,
+# is tried on these by default, and on all of them in CI's slow run.
+STAND_INS = {"maml", "prototypical", "reptile"}
 
-def over(rows):
-    marks = {True: [pytest.mark.slow], False: []}
-    return pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks[row.slow]) for row in rows])
+
+def over(rows, default=lambda row: not row.slow):
+    marks = lambda row: [] if default(row) else [pytest.mark.slow]
+    return pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks(row)) for row in rows])
 
 
 each = over(ROWS)
+each_in_slow_runs = over(ROWS, lambda row: row.name in STAND_INS)
 each_of_episodes = over([row for row in ROWS if row.acting is None])
 each_classifier = over([row for row in ROWS if row.metric is mk.metrics.accuracy])
 
@@ -96,7 +101,7 @@ def test_it_is_an_algorithm(row):
     outputs = jax.tree.leaves(eqx.filter_eval_shape(predictions, row, make_learner(row), task, key))
     if row.acting is None:
         n, way = len(task.query.x), task.query.way
-        assert [output.shape for output in outputs] == [task.query.y.shape if way is None else (n, way)]
+        assert {output.shape for output in outputs} == {task.query.y.shape if way is None else (n, way)}
     else:  # the parameters of a distribution for each observation
         _, x = eqx.filter_eval_shape(support_and_x, row, make_learner(row), task, key)
         assert {output.shape[0] for output in outputs} == {len(x)}
@@ -200,7 +205,7 @@ def test_the_meta_gradient_is_right(row):
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * distance), rtol=1e-6, atol=1e-7 * scale)
 
 
-@each
+@each_in_slow_runs
 def test_the_gradient_of_a_mean_is_the_mean_of_gradients(row):
     """Catches tasks that leak into each other's gradient under vmap."""
     learner, tasks, keys = make_learner(row), make_tasks(row, 4), make_keys(4)
@@ -215,13 +220,19 @@ def by_shard_map(*args, **options):
 
 
 @each
-@pytest.mark.parametrize(
-    "way",
-    [by_shard_map, mk.sharding.meta_gradient_pmap, mk.sharding.meta_gradient_named],
-    ids=lambda way: way.__name__,
-)
-def test_two_devices_equal_one(row, way):
+def test_two_devices_equal_one(row):
     """Catches a learner that is wrong only when tasks are spread: closed-over devices, inner gradients summed."""
+    check_two_devices(row, by_shard_map)
+
+
+@each_in_slow_runs
+@pytest.mark.parametrize("way", [mk.sharding.meta_gradient_pmap, mk.sharding.meta_gradient_named])
+def test_other_ways_to_two_devices_equal_one(row, way):
+    """Catches the same in the other ways to spread tasks."""
+    check_two_devices(row, way)
+
+
+def check_two_devices(row, way):
     mesh = mk.sharding.task_mesh(2)
     spread = way(row.algorithm, make_learner(row), make_tasks(row, 4), make_keys(4), mesh=mesh, chunk=None)
     assert_trees_close(spread, reference(row.name))
@@ -258,7 +269,7 @@ def optimiser():
     return optax.adam(1e-2)
 
 
-@each
+@each_in_slow_runs
 def test_a_scan_of_training_steps_equals_a_loop(row):
     """Catches a learner whose structure, dtypes or numbers change under training inside `lax.scan`."""
     outer = optimiser()
@@ -276,7 +287,7 @@ def test_a_scan_of_training_steps_equals_a_loop(row):
     assert_trees_close(scanned.learner, looped.learner, rtol=1e-6, atol=1e-8)
 
 
-@each
+@each_in_slow_runs
 def test_a_run_that_was_saved_and_loaded_continues_bit_for_bit(row, tmp_path):
     """Catches a leaf that a checkpoint loses, rounds or reorders."""
     outer = optimiser()
@@ -318,7 +329,10 @@ def test_adapting_or_training_helps(row):
         worse = better
         outer = optimiser()
         state = mk.train.init(better, outer, key=jax.random.key(5))
-        better = mk.train.run_steps(row.algorithm, outer, state, row.make_task, num_steps=300, meta_batch=8)[0].learner
+        state, _ = mk.train.run_steps(
+            row.algorithm, outer, state, row.make_task, num_steps=row.training_steps, meta_batch=8
+        )
+        better = state.learner
     else:
         worse = row.without(better)
     with_it, without = interval(row, better), interval(row, worse)
@@ -358,6 +372,32 @@ def test_one_query_without_its_axis_raises(row):
     adapted = row.algorithm.adapt(make_learner(row), task.support, key)
     with pytest.raises((ValueError, TypeError)):
         row.algorithm.predict(adapted, task.query.x[0], key)
+
+
+@each
+def test_padding_is_refused_or_without_effect(row):
+    """Catches a learner that takes the padding of a `MaskedExamples` for data, which gives a plausible loss."""
+    task, key = row.make_task(jax.random.key(3)), jax.random.key(4)
+    # The example of a user's own learner has no type checks to refuse it.
+    if row.name == "own_learner":
+        return
+    support = task.support
+    mask = getattr(support, "mask", jnp.ones(len(support.x), bool))
+    # One example more, far from all others, with a target of its own.
+    x, y = (jnp.concatenate([part, 7 * part[:1] + 1]) for part in (support.x, support.y))
+    y = y if support.way is None else y % support.way
+    padded = mk.MaskedExamples(x, y, jnp.append(mask, False), way=support.way)
+    for function, argument in (
+        (row.algorithm.adapt, padded),
+        (row.algorithm.meta_loss, mk.Episode(padded, task.query)),
+    ):
+        try:
+            function(make_learner(row), argument, key)
+        except (ValueError, TypeError):
+            continue
+        # Two programs of different shapes add up in another order.
+        loss = row.algorithm.meta_loss(make_learner(row), mk.Episode(padded, task.query), key)
+        np.testing.assert_allclose(loss, row.algorithm.meta_loss(make_learner(row), task, key), rtol=1e-10)
 
 
 @each_classifier
@@ -405,7 +445,7 @@ def test_nan_is_refused_and_never_a_number(row, part):
     assert not jnp.isfinite(row.algorithm.meta_loss(make_learner(row), bad, jax.random.key(4)))
 
 
-@each
+@each_in_slow_runs
 def test_training_on_nan_stops_with_the_last_good_state(row):
     """Catches a run that goes on with a learner full of NaN."""
     outer = optimiser()

@@ -429,8 +429,10 @@ def test_adapting_alone_needs_no_memory_for_steps(adjoint):
         support = regression(jax.random.key(1)).support
         return jax.jit(adapted).lower(arrays, support).compile().memory_analysis().temp_size_in_bytes
 
+    # A kept graph costs at least the parameters at each of the 54 steps more. A loop of another length may still be
+    # laid out with a buffer or two more, or less: 192 bytes on one machine, none on another.
     parameter_bytes = 21 * 8
-    assert temporary(60) - temporary(6) < parameter_bytes
+    assert temporary(60) - temporary(6) < 4 * parameter_bytes
 
 
 def test_meta_sgd_with_anil_and_a_longer_evaluation_of_lslr():
@@ -498,6 +500,7 @@ def test_bad_input(make, error, message):
         make()
 
 
+@pytest.mark.slow
 def test_annealing_from_first_to_second_order_is_two_phases():
     """Catches a second phase that starts the optimiser afresh, or an adjoint that changes the learner's arrays."""
     outer = mk.train.adam(1e-2, schedule="constant")

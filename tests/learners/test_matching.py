@@ -211,6 +211,7 @@ def test_query_network_of_its_own(norm_policy, key):
     np.testing.assert_allclose(_probabilities(learner, episode.support, x), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "real"),
     [

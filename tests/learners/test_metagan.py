@@ -139,6 +139,7 @@ def along(gradient, direction):
     return sum(float(jnp.sum(g * d)) for g, d in zip(jax.tree.leaves(gradient), direction, strict=True))
 
 
+@pytest.mark.slow
 @cases
 def test_each_player_descends_its_own_loss(algorithm, base):
     """Catches a player that feels the other's loss, or the other's parameters moving: against central differences.
@@ -217,6 +218,7 @@ def test_over_maml_the_classifier_adapts_to_fakes():
     assert adapted.base.way == 3
 
 
+@pytest.mark.slow
 def test_rates_of_their_own_in_the_common_step():
     """Catches labels on the wrong leaves: the common training step must move each player by its own rate."""
     learner = against(prototypical, PROTOTYPICAL)

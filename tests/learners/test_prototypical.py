@@ -128,6 +128,7 @@ def test_noiseless_clusters(distance, scale, key):
     assert mk.metrics.accuracy(logits, episode.query.y) >= 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_policy", ["joint", "transductive", "inductive"])
 @pytest.mark.parametrize("distance", ["squared_euclidean", "cosine"])
 def test_gradient_equals_central_differences(distance, norm_policy, key):

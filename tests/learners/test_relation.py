@@ -104,6 +104,7 @@ def test_the_mean_does_not_grow_with_the_shot(key):
         np.testing.assert_allclose(again, factor * once, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_published_module_gets_class_and_query_maps(key):
     """Catches swapped arguments, or maps that lost their space, on the way to the published network."""
     k1, k2 = jax.random.split(key)
@@ -174,6 +175,7 @@ def test_a_support_label_outside_the_range_shows(wrong, key):
     assert jnp.isnan(outputs(small(key), support, support.x[:2])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_policy", POLICIES)
 @pytest.mark.parametrize("pool", ["sum", "mean"])
 def test_gradient_equals_central_differences(norm_policy, pool, key):

@@ -304,6 +304,7 @@ def test_published_configurations(key):
     assert not r2d2(flat, scale=2.0).scale.learned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

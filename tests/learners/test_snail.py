@@ -122,6 +122,7 @@ def test_what_adapt_keeps():
     assert int(adapted.cache.position) == 6
 
 
+@pytest.mark.slow
 def test_gradient_equals_central_differences():
     """A gradient cut by the cache, the choice of shots or frozen statistics."""
     episode = random_episode(KEY)
@@ -129,6 +130,7 @@ def test_gradient_equals_central_differences():
     assert_gradient_is_central_difference(lambda learner: meta_loss(learner, episode, KEY), learner)
 
 
+@pytest.mark.slow
 def test_a_random_shot_is_one_of_the_smaller_episodes_each_equally_likely():
     """Shots that are not uniform, an order that is not random, a class with another shot, or a left-over example
     that is seen: with two examples of two classes there are 8 sequences of one shot and 24 of two."""

@@ -186,6 +186,7 @@ def test_own_loss_is_used(key):
     np.testing.assert_allclose(meta_loss(small(key, loss=first), episode, key), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_policy", POLICIES)
 def test_gradient_equals_central_differences(norm_policy, key):
     """Catches a gradient that misses the variance (noise is fixed by the key), or is cut by a where."""

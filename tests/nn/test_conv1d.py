@@ -35,7 +35,7 @@ def test_equals_lax(padding, stride):
     [
         ({}, (4, 2), r"a batch of sequences \[n, 2, length\], got \[4, 2\]"),
         ({}, (4, 3, 9), r"\[n, 2, length\], got \[4, 3, 9\]"),
-        ({"padding": "VALID"}, (4, 2, 3), r"images of \[3\] are smaller than the kernel \[4\]"),
+        ({"padding": "VALID"}, (4, 2, 3), r"an input of \[3\] is smaller than the kernel \[4\]"),
         ({"padding": "SAFE"}, None, "padding='SAFE' is not known"),
         ({"padding": ((1, 1), (1, 1))}, None, "for each of 1 axes"),
         ({"padding": -1}, None, "at least 0"),

@@ -47,6 +47,7 @@ def test_a_query_depends_on_no_other():
     assert not np.allclose(Net()(QUERY)[0], Net()(QUERY.at[1:].set(100.0))[0])
 
 
+@pytest.mark.slow
 def test_conv4_too():
     """A network that normalises in its own layout, past the recorded call."""
     net = mk.nn.Conv4(1, 16, width=2, key=KEY)

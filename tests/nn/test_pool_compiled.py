@@ -16,6 +16,7 @@ def episode(key):
     return mk.Episode(support, mk.Examples(jax.random.normal(query_key, (4, 1, 16, 16)), jnp.repeat(labels, 2), 2))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_compiled_and_mapped_adaptation_equals_a_loop():
     """Catches a maximum whose derivative compares floats that XLA recomputed: the loss was off by 0.03."""

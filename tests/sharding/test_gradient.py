@@ -85,6 +85,24 @@ def test_one_all_reduce_and_nothing_else_crosses(chunk):
         assert other not in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_convolutional_step_needs_one_all_reduce_too(chunk):
+    """Catches the gathering of per-task weights that XLA does for a grouped convolution (openxla/xla#47945)."""
+    mesh = task_mesh(2)
+    network = mk.nn.Conv4(1, 16, out_size=2, width=4, key=jax.random.key(0))
+    learner = replicate(mk.maml.MAML(network, inner=mk.inner.SGD(0.1), num_steps=1, norm_policy="transductive"), mesh)
+    x, y = jnp.ones((4, 2, 1, 16, 16)), jnp.tile(jnp.arange(2), (4, 1))
+    episode = lambda x, y: mk.Episode(mk.Examples(x, y, 2), mk.Examples(x, y, 2))
+    tasks = shard_tasks(eqx.filter_vmap(episode)(x, y), mesh)
+    text = compiled_text(
+        lambda learner, tasks: meta_gradient(mk.maml, learner, tasks, mesh=mesh, chunk=chunk), learner, tasks
+    )
+    assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 1
+    for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert other not in text
+
+
 def test_outputs_stay_where_they_belong():
     """Catches per-task losses copied to every device, and a gradient that only the first device holds."""
     mesh = task_mesh(2)

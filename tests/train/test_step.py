@@ -9,6 +9,7 @@ import pytest
 from train_toys import POINT, REGRESSION, draw_line, draw_point, leaves_equal, point, point_loss, regressor
 
 import metakit as mk
+from metakit.train import _draw
 
 ADAM = optax.adam(0.1)
 SGD = optax.sgd(0.1)
@@ -112,6 +113,19 @@ def test_run_steps_draws_what_draw_tasks_shows():
     np.testing.assert_allclose(state.learner.position, expected.learner.position, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("room", "mesh"), [(8, None), (24, None), (48, None), (24, 2)])
+def test_tasks_drawn_ahead_are_the_same(monkeypatch, room, mesh):
+    """Catches steps that share their tasks, or take their neighbours': 6 steps drawn 1, 3 or 6 at a time."""
+    monkeypatch.setattr(_draw, "_NUMBERS_AT_ONCE", room)
+    sampler = lambda key: draw_point(key)  # another function, so that the room is not read from an earlier program
+    state = start()
+    options = {} if mesh is None else {"mesh": mk.sharding.task_mesh(mesh)}
+    _, many = mk.train.run_steps(POINT, ADAM, state, sampler, num_steps=6, meta_batch=4, **options)
+    assert _draw.steps_ahead(sampler, start(), 6, 4) == room // 8
+    _, expected = run(start(), 6)
+    np.testing.assert_allclose(many.loss, expected.loss, rtol=1e-12)
+
+
 def test_every_step_draws_new_tasks():
     """Catches a key that does not depend on the step: the same tasks for ever."""
     _, diagnostics = run(start(optax.sgd(1e-9)), 5, optax.sgd(1e-9))
@@ -200,7 +214,8 @@ def test_the_sharded_loop_needs_one_all_reduce():
     mesh = mk.sharding.task_mesh(2)
     state = mk.sharding.replicate(start(), mesh)
     lower = eqx.filter_jit(mk.train._step._jit_run_steps.__wrapped__).lower
-    compiled = lower((POINT, ADAM, draw_point, 3, 4, mesh, "auto", None), state).compile().compiled.as_text()
+    fixed = (POINT, ADAM, draw_point, 3, 4, mesh, "auto", None, mk.train.step)
+    compiled = lower(fixed, state).compile().compiled.as_text()
     assert compiled.count(" all-reduce(") + compiled.count(" all-reduce-start(") == 1
     assert "all-gather" not in compiled
 

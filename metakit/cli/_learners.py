@@ -1,0 +1,233 @@
+"""Each algorithm's learner at its start, with the published network of the data."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from metakit import losses, nn
+from metakit._hyperparameter import learned
+from metakit.inner import SGD, Optax
+from metakit.learners import (
+    mann,
+    matching,
+    meta_lstm,
+    metagan,
+    prototypical,
+    relation,
+    reptile,
+    snail,
+    versa,
+)
+from metakit.tasks import ImagePool
+
+from ._config import Settings
+
+Build = Callable[[Settings, ImagePool | None, jax.Array], Any]
+
+
+def _loss(settings: Settings) -> Callable[..., Any]:
+    return losses.squared_error if settings.regression else losses.cross_entropy
+
+
+def _channels_and_size(pool: ImagePool | None) -> tuple[int, int]:
+    assert pool is not None
+    _, _, channels, size, _ = pool.images.shape
+    return channels, size
+
+
+def _mlp(out_size: int, key: jax.Array) -> Any:
+    # Xavier: over four seeds its error after one step is 0.36 to 0.45, He's 0.54 to 0.88 (docs/results.md).
+    return nn.MLP(1, out_size, width=40, depth=2, weight_init=nn.xavier_uniform, key=key)
+
+
+def _embedding(pool: ImagePool | None, key: jax.Array) -> tuple[Any, int]:
+    """A network without a head, and how many features it has."""
+    if pool is None:
+        return _mlp(32, key), 32
+    channels, size = _channels_and_size(pool)
+    return nn.conv4_64(channels, size, key=key), 64 * (size // 16) ** 2
+
+
+def _strided_embedding(pool: ImagePool | None, key: jax.Array) -> tuple[Any, int]:
+    """Strides in place of pooling for small images: a third of the time, and four times the features."""
+    channels, size = _channels_and_size(pool)
+    if (channels, size) != (1, 28):
+        return _embedding(pool, key)
+    return nn.Conv4(channels, size, stride=2, key=key), 256
+
+
+# Learners with an inner loop
+
+
+def maml_like(configure: Callable[..., Any], *, learns_rates: bool) -> Build:
+    """MAML or one of its configurations, whose inner loop takes an update rule, or learns its own rates."""
+
+    def build(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+        inner = {"rate": settings.inner_rate} if learns_rates else {"inner": SGD(settings.inner_rate)}
+        return configure(
+            _maml_network(settings, pool, key),
+            **inner,
+            num_steps=settings.inner_steps,
+            loss=_loss(settings),
+            norm_policy=settings.norm_policy,
+        )
+
+    return build
+
+
+def _maml_network(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    if pool is None:
+        return _mlp(1, key)
+    channels, size = _channels_and_size(pool)
+    steps = settings.inner_steps
+    norm = (lambda c: nn.PerStepNorm(steps, c)) if settings.algorithm == "mamlpp" else nn.maml_norm
+    if (channels, size) == (1, 28):
+        return nn.conv4_maml_omniglot(settings.way, norm=norm, key=key)
+    return nn.Conv4(channels, size, out_size=settings.way, width=32, norm=norm, key=key)
+
+
+def with_test_steps(with_num_steps: Callable[[Any, int], Any]) -> Callable[[Settings, Any], Any]:
+    """A learner with its number of test steps."""
+
+    def as_tested(settings: Settings, learner: Any) -> Any:
+        same = settings.test_inner_steps == settings.inner_steps
+        return learner if same else with_num_steps(learner, settings.test_inner_steps)
+
+    return as_tested
+
+
+# Enough steps for a network that was not meta-trained to fit a handful of examples, at a rate it tolerates.
+_LONG = 50
+_TOLERATED = {True: 0.01, False: 0.1}
+
+
+def adapted_at_length(settings: Settings, learner: Any) -> tuple[str, Any]:
+    """MAML's untrained network, which needs more than a few steps."""
+    rule = SGD(_TOLERATED[settings.regression])
+    tuned = dataclasses.replace(learner, inner=rule, num_steps=_LONG, step_weights=None)
+    return f"not meta-trained, adapted for {_LONG} steps", tuned
+
+
+def _published_norm(channels: int) -> nn.BatchStatNorm:
+    return nn.BatchStatNorm(channels, eps=1e-3)
+
+
+def reptile_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """Reptile's network is MAML's with its last maps flattened; its inner rule is Adam without momentum."""
+    channels, size = _channels_and_size(pool)
+    strided = (channels, size) == (1, 28)
+    width, stride = (64, 2) if strided else (32, 1)
+    network = nn.Conv4(channels, size, out_size=settings.way, width=width, stride=stride, norm=_published_norm, key=key)
+    return reptile.Reptile(
+        network,
+        inner=Optax(optax.adam, learning_rate=settings.inner_rate, b1=0.0, eps_root=1e-16),
+        num_steps=settings.inner_steps,
+        batch_size=settings.inner_batch,
+        norm_policy=settings.norm_policy,
+    )
+
+
+def reptile_as_tested(settings: Settings, learner: Any) -> Any:
+    """More steps, and batches of no more examples than there are."""
+    learner = reptile.with_num_steps(learner, settings.test_inner_steps)
+    few = settings.test_way * settings.test_shot <= settings.inner_batch
+    return reptile.with_batch_size(learner, None if few else settings.inner_batch)
+
+
+def meta_lstm_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """The published network has 32 filters and pools; for small images it strides, for time."""
+    channels, size = _channels_and_size(pool)
+    network_key, update_key = jax.random.split(key)
+    stride = 2 if (channels, size) == (1, 28) else 1
+    return meta_lstm.MetaLSTM(
+        nn.Conv4(channels, size, out_size=settings.way, width=32, stride=stride, norm=_published_norm, key=network_key),
+        update=meta_lstm.LearnedUpdate(key=update_key),
+        num_steps=settings.inner_steps,
+        norm_policy=settings.norm_policy,
+    )
+
+
+# Learners that embed and compare
+
+
+def matching_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    embed, _ = _embedding(pool, key)
+    scale = learned(settings.scale)
+    return matching.Matching(embed, scale=scale, loss=_loss(settings), norm_policy=settings.norm_policy)
+
+
+def prototypical_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    embed, _ = _embedding(pool, key)
+    return prototypical.Prototypical(embed, scale=settings.scale, norm_policy=settings.norm_policy)
+
+
+def relation_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    embed_key, relation_key = jax.random.split(key)
+    embed = nn.RelationEmbedding(*_channels_and_size(pool), key=embed_key)
+    module = nn.RelationModule(64, embed.map_size, key=relation_key)
+    return relation.Relation(embed, module, norm_policy=settings.norm_policy)
+
+
+def closed_form(configure: Callable[..., Any]) -> Build:
+    """R2-D2 or LR-D2, with a scale that is learned."""
+
+    def build(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+        embed, _ = _strided_embedding(pool, key)
+        return configure(embed, scale=learned(settings.scale), norm_policy=settings.norm_policy)
+
+    return build
+
+
+def versa_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    embed_key, amortiser_key = jax.random.split(key)
+    embed, features = _strided_embedding(pool, embed_key)
+    amortiser = versa.Amortiser(features, key=amortiser_key)
+    return versa.Versa(embed, amortiser, norm_policy=settings.norm_policy)
+
+
+_NOISE = 100
+_CODE_WIDTH = 16
+
+
+def metagan_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """One fake for each class: as many as there are queries would make a step twice as slow."""
+    channels, size = _channels_and_size(pool)
+    base_key, generator_key, encoder_key = jax.random.split(key, 3)
+    embed, _ = _embedding(pool, base_key)
+    encoder = nn.Conv4(channels, size, width=_CODE_WIDTH, key=encoder_key)
+    code = _CODE_WIDTH * (size // 16) ** 2
+    return metagan.MetaGAN(
+        prototypical,
+        prototypical.Prototypical(embed, norm_policy=settings.norm_policy),
+        generator=nn.ImageGenerator(_NOISE + code, channels, size, key=generator_key),
+        encoder=encoder,
+        noise_size=_NOISE,
+        adapt_to_fakes=False,
+        num_fakes=settings.way,
+        loss=metagan.DiscriminatorLoss(offset=learned(5.0)),
+    )
+
+
+# Learners that read a sequence
+
+
+def snail_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    embed_key, trunk_key = jax.random.split(key)
+    embed, features = _strided_embedding(pool, embed_key)
+    return snail.few_shot(
+        embed,
+        features,
+        way=settings.way,
+        shot=max(settings.shot, settings.test_shot),
+        norm_policy=settings.norm_policy,
+        random_shot=settings.shot > 1,
+        key=trunk_key,
+    )
+
+
+def mann_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    channels, size = _channels_and_size(pool)
+    return mann.MANN(channels * size**2, settings.way, key=key)
