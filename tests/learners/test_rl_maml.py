@@ -91,6 +91,7 @@ class Fixed(mk.AbstractEnvironment):
         return mk.Transition(None, jnp.ones(1), self.pays[action], jnp.ones((), bool))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["ratio", "logp"])
 def test_sampled_meta_gradients_converge(surrogate):
     """T28, end to end: acting, baseline and all. Twenty batches of 10,000 episodes, whose bias is of order 1e-4."""
@@ -190,6 +191,7 @@ def test_divergence_is_zero_at_home_and_curved():
     np.testing.assert_allclose(mk.rl_maml.divergence(other, data), kl[data.query.mask].mean(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_meta_training_beats_the_untrained_policy():
     """Everything at once: acting, adapting, and PPO steps on short walks; disjoint 95 % intervals after adaptation."""
     tasks = mk.tasks.Navigations(horizon=6)

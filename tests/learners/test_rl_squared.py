@@ -164,8 +164,10 @@ def test_convolutions_and_attention_stand_in_for_the_gru():
     support = jax.tree.map(lambda leaf: leaf[:3], trial.trajectories)
     found = mk.rl_squared.predict(mk.rl_squared.adapt(subject, support), jnp.ones((1, 1)))
     np.testing.assert_allclose(found.logits, trial.trajectories.behaviour.logits[3], atol=1e-12)
-    gradient = eqx.filter_grad(mk.rl_squared.meta_loss)(subject, trial)
-    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient.policy.network))
+    gradient = eqx.filter_grad(mk.rl_squared.meta_loss)(subject, trial).policy.network
+    # A bias of the keys raises all scores of a reader alike, so softmax does not see it.
+    gradient = eqx.tree_at(lambda n: n.layers[1].key.bias, gradient, jnp.ones(1))
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
     # With the whole trial read there is one place left, for the step that `predict` asks about; not two.
     whole = mk.rl_squared.adapt(subject, trial.trajectories)
     assert jnp.isfinite(mk.rl_squared.predict(whole, jnp.ones((1, 1))).logits).all()
@@ -182,7 +184,7 @@ def score(subject, tasks, num_tasks):
     return mk.evaluate.student_t(scores)
 
 
-@pytest.mark.optimised
+@pytest.mark.slow
 def test_meta_training_beats_the_untrained_policy_and_not_the_optimum():
     """T31: everything at once, on six pulls of two arms. Random pulling earns 3; nothing can earn more than 3.49."""
     tasks = mk.tasks.Bandits(2)
