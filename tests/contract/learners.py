@@ -480,6 +480,7 @@ ROWS = [
         None,
         no_updates,
         random=True,
+        slow=True,
         acting=Acting(lambda data: data.support, lambda data: data.query.observations[:, 0], return_after),
     ),
     Row(

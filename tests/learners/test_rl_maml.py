@@ -139,6 +139,7 @@ def navigator(**options):
     return mk.rl_maml.RLMAML(policy, inner=mk.inner.SGD(0.1), num_episodes=6, **options)
 
 
+@pytest.mark.slow
 def test_an_environment_is_what_is_collected_in_it():
     """A loss of other episodes than `collect` gives, and reports of others still."""
     subject, task = navigator(num_steps=2), mk.tasks.Navigation([0.3, 0.1], 5)
@@ -164,6 +165,7 @@ def test_an_environment_is_what_is_collected_in_it():
     )
 
 
+@pytest.mark.slow
 def test_clipping_starts_where_the_policy_has_moved():
     """A clipped loss with another gradient on fresh data, or one that never clips."""
     plain, clipped = navigator(), navigator(outer="clipped")

@@ -170,6 +170,7 @@ def collected(state, tasks):
     return mean(mk.rl_maml.meta_loss), mean(mk.rl_maml.divergence)
 
 
+@pytest.mark.slow
 def test_the_trust_region_is_about_the_adapted_policies():
     """Curvature of the policy before adaptation, or without the inner step's derivative; by the whole Hessian."""
     state = start(learner=bandit_learner())
@@ -202,6 +203,7 @@ def test_two_devices_and_single_tasks_equal_all_at_once():
             np.testing.assert_allclose(found.learner.policy.theta, expected.learner.policy.theta, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_epochs_are_steps_on_the_same_data():
     """Data collected anew in each epoch, an optimiser that is restarted, or a count of epochs where steps are meant."""
     optimiser = optax.adam(0.05)
