@@ -374,7 +374,7 @@ def test_one_query_without_its_axis_raises(row):
         row.algorithm.predict(adapted, task.query.x[0], key)
 
 
-@each
+@each_of_episodes
 def test_padding_is_refused_or_without_effect(row):
     """Catches a learner that takes the padding of a `MaskedExamples` for data, which gives a plausible loss."""
     task, key = row.make_task(jax.random.key(3)), jax.random.key(4)
