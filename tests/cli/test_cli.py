@@ -321,6 +321,7 @@ def drawings(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_folder_is_dealt_once(tmp_path, drawings, monkeypatch, capsys):
     """Catches an evaluation, of another way or after the folder has moved, on classes that were trained on."""
     few = ["--way", "3", "--test-way", "3", "--queries", "2", "--test-queries", "2"]

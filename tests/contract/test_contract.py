@@ -219,7 +219,7 @@ def by_shard_map(*args, **options):
     return eqx.filter_jit(mk.sharding.meta_gradient)(*args, **options)
 
 
-@each
+@each_in_slow_runs
 def test_two_devices_equal_one(row):
     """Catches a learner that is wrong only when tasks are spread: closed-over devices, inner gradients summed."""
     check_two_devices(row, by_shard_map)
@@ -321,7 +321,7 @@ def interval(row, learner):
     return mk.evaluate.student_t(scores["score"])
 
 
-@each
+@each_in_slow_runs
 def test_adapting_or_training_helps(row):
     """Catches an adaptation that does nothing, or goes uphill: the 95 % intervals must be disjoint."""
     better = make_learner(row)

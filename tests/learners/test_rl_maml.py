@@ -116,6 +116,7 @@ def test_two_batches_are_two_steps():
     np.testing.assert_array_equal(mk.rl_maml.adapt(learner(), ()).policy.theta, THETA)
 
 
+@pytest.mark.slow
 def test_solvers_rates_and_filters_of_the_inner_loop_serve():
     """An inner loop of its own that knows no rates per step, and a filter that is accepted and not used."""
     rates = Softmax(mk.fixed(jnp.array([RATE, 0.0])))

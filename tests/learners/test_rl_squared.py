@@ -30,6 +30,7 @@ def learner(environment=BANDIT, num_episodes=4, **options):
 ENVIRONMENTS = [BANDIT, GRIDS(KEY), mk.tasks.TabularMDPs(3, 2, 3)(KEY)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda environment: type(environment).__name__)
 def test_adapt_and_predict_go_on_where_the_trial_was(environment):
     """T32: a memory that is reset or read out of order, or a last action, reward or flag that is lost on the way."""
