@@ -16,7 +16,7 @@ import jax
 import metakit as mk
 
 SET_SIZE, META_BATCH = 5, 1
-TEST = {"way": 5, "shot": 1, "queries": 15}
+TEST = (5, 1, 15)  # way, shot, queries
 
 
 def pools(omniglot: pathlib.Path | None) -> dict[str, mk.tasks.ImagePool]:
@@ -64,7 +64,7 @@ def main(
     reference = mk.tasks.Episodes(images["train"], many, 1, 1)(image_key).query.x
 
     def accuracy(learner: mk.statistician.Statistician, part: str, num_tasks: int) -> mk.evaluate.Interval:
-        fixed, tasks = with_fixed_statistics(learner, reference), mk.tasks.Episodes(images[part], **TEST)
+        fixed, tasks = with_fixed_statistics(learner, reference), mk.tasks.Episodes(images[part], *TEST)
         metrics = {"accuracy": mk.metrics.accuracy}
         scores = mk.evaluate.scores(
             mk.statistician, fixed, tasks, jax.random.key(seed + 1000), num_tasks=num_tasks, metrics=metrics

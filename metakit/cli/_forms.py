@@ -278,7 +278,8 @@ def _exact_adapt(curves: Any, support: Any, key: Any = None) -> Any:
 
 def _exact_predict(adapted: Any, x: Any, key: Any = None) -> Any:
     del key
-    return tasks.gp_posterior(*adapted, x, min_scale=_LEAST_SCALE)
+    kernel, support = adapted
+    return tasks.gp_posterior(kernel, support, x, min_scale=_LEAST_SCALE)
 
 
 def _exact_loss(curves: Any, task: Any, key: Any = None) -> Any:

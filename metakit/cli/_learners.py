@@ -218,7 +218,7 @@ def metagan_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) 
 
 def snail_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     embed_key, trunk_key = jax.random.split(key)
-    embed, features = _strided_embedding(pool, embed_key)
+    embed, features = _embedding(pool, embed_key)
     return snail.few_shot(
         embed,
         features,

@@ -19,7 +19,7 @@ def sizes(name: str, value: Any, dimensions: int) -> tuple[int, ...]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def check_channels(in_channels: int, out_channels: int) -> None:
@@ -28,7 +28,7 @@ def check_channels(in_channels: int, out_channels: int) -> None:
 
 
 def checked_padding(padding: Any, dimensions: int) -> Padding:
-    """ "SAME" or "VALID", or (before, after) of each axis."""
+    """A name as it is, or (before, after) of each axis."""
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise ValueError(f"padding={padding!r} is not known. {nearest(padding, ['SAME', 'VALID'])}")

@@ -103,6 +103,11 @@ def trial(
     ((10, 1), (10, 1))
     """
     _check(environment, num_episodes)
+    if policy.actions != environment.actions:  # before the policy reads tokens of another size
+        raise ValueError(
+            f"the policy acts in {policy.actions}, but the environment's actions are {environment.actions}. Build the "
+            "policy with the environment's own: environment.actions."
+        )
     policy, horizon = as_data(policy), environment.horizon
 
     def episode(carry: Any, episode_key: PRNGKey) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import metakit as mk
 from metakit.cli import _data, _evaluate, _run_folder, _train, main
-from metakit.cli._algorithms import ALGORITHMS, OPTIONAL, as_tested, build_learner
+from metakit.cli._algorithms import ALGORITHMS, OPTIONAL, as_tested, build_learner, form_of
 from metakit.cli._config import DATA, Train, UsageError, explicit, settings
 from metakit.cli._presets import check_given, default_data, preset
 from metakit.cli._report import as_command
@@ -133,21 +133,18 @@ def test_curves_of_a_gaussian_process_are_scored_beside_their_oracle(tmp_path, a
     "algorithm", [pytest.param(name, marks=[] if name == "mann" else [pytest.mark.slow]) for name in ON_IMAGES]
 )
 def test_every_preset_on_images_runs(tmp_path, drawings, algorithm):
-    """Catches an entry whose parts do not fit: key, shots, way, optimiser, form of task, or a run that cannot be
-    evaluated again."""
+    """Catches an entry whose parts do not fit: key, shots, way, optimiser, form of task."""
+    jax.config.update("jax_disable_most_optimizations", True)  # for slow tests too: these programs run once
     few = {"way": 3, "test-way": 3, "shot": 2, "queries": 2, "test-queries": 2}
     unused = {name.replace("_", "-") for name in OPTIONAL} - {n.replace("_", "-") for n in ALGORITHMS[algorithm].uses}
     options = [word for name, value in few.items() if name not in unused for word in (f"--{name}", str(value))]
-    common = ["--no-compilation-cache"]
     run = tmp_path / "run"
-    train = ["train", algorithm, "--data", "folder", "--path", str(drawings), "--smoke", *options, *common]
-    assert main([*train, *ON_IMAGES[algorithm], "--run", str(run)]) == 0
+    train = ["train", algorithm, "--data", "folder", "--path", str(drawings), "--smoke", "--no-compilation-cache"]
+    assert main([*train, *options, *ON_IMAGES[algorithm], "--run", str(run)]) == 0
     test = next(r for r in records(run) if r["event"] == "test")
     assert 0 <= test["scores"]["meta-trained"]["mean"] <= 1
-    assert main(["evaluate", str(run), "--num-tasks", "2", *common]) == 0
-    report = next(run.glob("evaluation-*.md")).read_text()
     if algorithm == "mann":
-        assert "| presentation | 1 | 2 |" in report
+        assert "| presentation | 1 | 2 |" in (run / "report.md").read_text()
         assert_is_a_picture(run / "presentation.png")
     else:
         assert_is_a_picture(run / "episode.png")
@@ -156,6 +153,7 @@ def test_every_preset_on_images_runs(tmp_path, drawings, algorithm):
 @pytest.mark.slow
 def test_a_policy_of_its_own_in_the_test(tmp_path, drawings):
     """Catches an evaluation that names another batch-norm policy and scores with the trained one."""
+    jax.config.update("jax_disable_most_optimizations", True)
     run = tmp_path / "run"
     few = ["--way", "3", "--test-way", "3", "--queries", "2", "--test-queries", "2"]
     where = ["--data", "folder", "--path", str(drawings)]
@@ -323,6 +321,7 @@ def drawings(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_folder_is_dealt_once(tmp_path, drawings, monkeypatch, capsys):
     """Catches an evaluation, of another way or after the folder has moved, on classes that were trained on."""
     few = ["--way", "3", "--test-way", "3", "--queries", "2", "--test-queries", "2"]
@@ -354,15 +353,30 @@ def test_a_folder_is_dealt_once(tmp_path, drawings, monkeypatch, capsys):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("data", DATA)
 def test_every_preset_builds_its_learner_as_tested(algorithm, data):
-    """Catches a preset that trains for minutes and then cannot be tested: more test steps than there are rates."""
+    """Catches a preset whose parts do not fit (way, shots, key, labels), and one that trains for minutes and then
+    cannot be tested: more test steps than there are rates. Traced, not compiled."""
     if data not in ALGORITHMS[algorithm].data:
         with pytest.raises(UsageError, match=f"--data {data}. Use --data {ALGORITHMS[algorithm].data[0]}"):
             preset(algorithm, data)
         return
     chosen = settings(Train(algorithm, data), data, preset(algorithm, data))
     check_given(explicit(Train(algorithm, data)), chosen)
-    pool = None if chosen.regression else mk.tasks.ImagePool(np.zeros((5, 2, 1, 28, 28), "uint8"))
-    eqx.filter_eval_shape(lambda key: as_tested(chosen, build_learner(chosen, pool, key)), jax.random.key(0))
+    entry, form = ALGORITHMS[algorithm], form_of(chosen)
+    size = form.omniglot_size if data == "omniglot" else 28
+    pool = None if chosen.regression else mk.tasks.ImagePool(np.zeros((60, 20, 1, size, size), "uint8"))
+    tasks = {training: form.sampler(chosen, pool, training=training) for training in (True, False)}
+
+    def train_and_test(key):
+        learner = build_learner(chosen, pool, key)
+        state = mk.train.init(learner, entry.optimiser(chosen), key=key)
+        loss = entry.algorithm.meta_loss(state.learner, tasks[True](key), key)
+        task = tasks[False](key)
+        adapted = entry.algorithm.adapt(as_tested(chosen, learner), task.support, key)
+        return loss, entry.algorithm.predict(adapted, task.query.x, key)
+
+    loss, outputs = eqx.filter_eval_shape(train_and_test, jax.random.key(0))
+    assert loss.shape == ()
+    assert outputs.shape[1:] == ((1,) if chosen.regression else (chosen.test_way,))
 
 
 def test_the_report_s_command_makes_the_run_again(linear_run):

@@ -88,6 +88,11 @@ sinusoid = mk.tasks.Sinusoid(shot=5, queries=5)
 curves = mk.tasks.GaussianProcessCurves(shot=(2, 5), queries=5)
 
 
+def lopsided(key):
+    """Bandits whose second arm is the better one, which a few hundred small steps are enough to learn."""
+    return mk.tasks.Bandit(jax.random.uniform(key, (2,)) * 0.4 + jnp.array([0.0, 0.6]))
+
+
 def clusters(key, way=3, shot=2, queries=3, loudness=3.0):
     """Classes differ in the first two of six features; the others are louder noise, which can be learnt."""
     mean_key, noise_key = jax.random.split(key)
@@ -475,15 +480,17 @@ ROWS = [
         None,
         no_updates,
         random=True,
+        slow=True,
         acting=Acting(lambda data: data.support, lambda data: data.query.observations[:, 0], return_after),
     ),
     Row(
         "rl_squared",
         rl_squared,
         recurrent,
-        bandits,
+        lopsided,
         None,
         random=True,
+        slow=True,
         acting=Acting(lambda data: data.trajectories, lambda data: data.trajectories.observations[:, 0], trial_return),
     ),
     Row("own_learner", own_learner, users_ridge, clusters, accuracy),

@@ -219,7 +219,7 @@ def by_shard_map(*args, **options):
     return eqx.filter_jit(mk.sharding.meta_gradient)(*args, **options)
 
 
-@each
+@each_in_slow_runs
 def test_two_devices_equal_one(row):
     """Catches a learner that is wrong only when tasks are spread: closed-over devices, inner gradients summed."""
     check_two_devices(row, by_shard_map)
@@ -321,7 +321,7 @@ def interval(row, learner):
     return mk.evaluate.student_t(scores["score"])
 
 
-@each
+@each_in_slow_runs
 def test_adapting_or_training_helps(row):
     """Catches an adaptation that does nothing, or goes uphill: the 95 % intervals must be disjoint."""
     better = make_learner(row)
@@ -374,7 +374,7 @@ def test_one_query_without_its_axis_raises(row):
         row.algorithm.predict(adapted, task.query.x[0], key)
 
 
-@each
+@each_of_episodes
 def test_padding_is_refused_or_without_effect(row):
     """Catches a learner that takes the padding of a `MaskedExamples` for data, which gives a plausible loss."""
     task, key = row.make_task(jax.random.key(3)), jax.random.key(4)

@@ -91,6 +91,7 @@ class Fixed(mk.AbstractEnvironment):
         return mk.Transition(None, jnp.ones(1), self.pays[action], jnp.ones((), bool))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["ratio", "logp"])
 def test_sampled_meta_gradients_converge(surrogate):
     """T28, end to end: acting, baseline and all. Twenty batches of 10,000 episodes, whose bias is of order 1e-4."""
@@ -115,6 +116,7 @@ def test_two_batches_are_two_steps():
     np.testing.assert_array_equal(mk.rl_maml.adapt(learner(), ()).policy.theta, THETA)
 
 
+@pytest.mark.slow
 def test_solvers_rates_and_filters_of_the_inner_loop_serve():
     """An inner loop of its own that knows no rates per step, and a filter that is accepted and not used."""
     rates = Softmax(mk.fixed(jnp.array([RATE, 0.0])))
@@ -138,6 +140,7 @@ def navigator(**options):
     return mk.rl_maml.RLMAML(policy, inner=mk.inner.SGD(0.1), num_episodes=6, **options)
 
 
+@pytest.mark.slow
 def test_an_environment_is_what_is_collected_in_it():
     """A loss of other episodes than `collect` gives, and reports of others still."""
     subject, task = navigator(num_steps=2), mk.tasks.Navigation([0.3, 0.1], 5)
@@ -163,6 +166,7 @@ def test_an_environment_is_what_is_collected_in_it():
     )
 
 
+@pytest.mark.slow
 def test_clipping_starts_where_the_policy_has_moved():
     """A clipped loss with another gradient on fresh data, or one that never clips."""
     plain, clipped = navigator(), navigator(outer="clipped")
@@ -190,6 +194,7 @@ def test_divergence_is_zero_at_home_and_curved():
     np.testing.assert_allclose(mk.rl_maml.divergence(other, data), kl[data.query.mask].mean(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_meta_training_beats_the_untrained_policy():
     """Everything at once: acting, adapting, and PPO steps on short walks; disjoint 95 % intervals after adaptation."""
     tasks = mk.tasks.Navigations(horizon=6)

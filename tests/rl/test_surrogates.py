@@ -76,6 +76,7 @@ def flat_hessian(function):
     return jax.hessian(lambda x: function(unravel(x)))(flat)
 
 
+@pytest.mark.slow
 def test_over_two_steps_only_dice_is_exact():
     """The DiCE of single steps passed off as DiCE: without the past's product the mixed block is missing."""
     exact = jax.grad(two_step_return)(TWO_STEPS)

@@ -76,6 +76,7 @@ def test_known_mdps_have_the_known_value():
     assert abs(mean - 20.87) < 3 * np.hypot(error, 0.015)
 
 
+@pytest.mark.slow
 def test_acting_by_the_optimal_values_earns_them():
     """Values of another process than the one that is stepped: states and actions swapped, or noise with a mean."""
     mdp = mk.tasks.TabularMDPs(4, 3, 5)(jax.random.key(3))

@@ -1,6 +1,6 @@
 """Steps that act once and use what they collected: trust regions against closed forms, and PPO's epochs."""
 
-import types
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,9 +26,17 @@ class Point(eqx.Module):
         self.still = mk.fixed(3.0)
 
 
+class Toy(NamedTuple):
+    adapt: Any
+    predict: Any
+    collect: Any
+    meta_loss: Any
+    divergence: Any
+
+
 def toy(loss, divergence):
     """An algorithm whose data are a task's slope and where the learner was."""
-    return types.SimpleNamespace(
+    return Toy(
         adapt=None,
         predict=None,
         collect=lambda learner, task, key: (task, learner.position),
@@ -162,6 +170,7 @@ def collected(state, tasks):
     return mean(mk.rl_maml.meta_loss), mean(mk.rl_maml.divergence)
 
 
+@pytest.mark.slow
 def test_the_trust_region_is_about_the_adapted_policies():
     """Curvature of the policy before adaptation, or without the inner step's derivative; by the whole Hessian."""
     state = start(learner=bandit_learner())
@@ -180,6 +189,7 @@ def test_the_trust_region_is_about_the_adapted_policies():
     np.testing.assert_allclose(diagnostics.details.improvement, loss(theta) - loss(moved), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_devices_and_single_tasks_equal_all_at_once():
     """Curvature summed over devices instead of averaged, or tasks of one chunk that forget the others."""
     state = start(learner=bandit_learner())
@@ -193,6 +203,7 @@ def test_two_devices_and_single_tasks_equal_all_at_once():
             np.testing.assert_allclose(found.learner.policy.theta, expected.learner.policy.theta, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_epochs_are_steps_on_the_same_data():
     """Data collected anew in each epoch, an optimiser that is restarted, or a count of epochs where steps are meant."""
     optimiser = optax.adam(0.05)
@@ -219,6 +230,7 @@ def test_epochs_are_steps_on_the_same_data():
     np.testing.assert_allclose(*twice, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [mk.train.TrustRegion(0.02), mk.train.Epochs(2), mk.train.step])
 def test_many_steps_are_the_loop_of_single_ones(rule):
     """A rule that `run_steps` and `fit` drop on the way, or keys that are used twice."""
