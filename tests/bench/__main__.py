@@ -14,7 +14,7 @@ from rich.console import Console
 from . import report, scaling
 from .compare import Disagreement
 from .measure import Machine, measure
-from .workers import find_torch, jax_worker, torch_worker
+from .workers import WorkerError, find_torch, jax_worker, torch_worker
 from .workloads import WORKLOADS, smoke
 
 
@@ -108,7 +108,7 @@ def main() -> int:
     console = Console()
     try:
         record = run(options, console)
-    except (Disagreement, ValueError) as error:
+    except (Disagreement, ValueError, WorkerError) as error:
         Console(stderr=True).print(f"bench: {error}", markup=False)
         return 1
     report.show(record, console)

@@ -49,13 +49,13 @@ class Answers:
         self._side = self._make(workload, groups["weights"], groups["data"], self._devices)
 
     def first(self) -> dict[str, float]:
-        """Seconds of the first step (tracing, compiling and running it) and of the second."""
+        """Seconds of the first call (tracing and compiling too), of the second, and of each step in that one."""
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            self._side.step()
+            steps = self._side.step()
             seconds.append(time.perf_counter() - start)
-        return {"first": seconds[0], "second": seconds[1]}
+        return {"first": seconds[0], "second": seconds[1], "per_step": seconds[1] / steps}
 
     def time(self, variant: str, seconds: float, most: int, warm: bool = True) -> list[float]:
         return timed_calls(getattr(self._side, variant), seconds=seconds, most=most, warm=warm)

@@ -59,7 +59,8 @@ def workload_table(record: dict[str, Any]) -> Table:
         row = [name]
         if timed:
             time, facts = median(record, name), record["times"]["workers"].get(side["worker"], {})
-            rate = None if time is None else record["flop"] / (time / 1e3) / record["times"]["matmul_flop_per_second"]
+            matmul = record["times"].get("matmul_flop_per_second")
+            rate = None if time is None or matmul is None else record["flop"] / (time / 1e3) / matmul
             row += [
                 _times(record, name),
                 "no peer" if best is None else "" if time is None else f"{_number(best[1] / time)}x",
@@ -75,7 +76,9 @@ def workload_table(record: dict[str, Any]) -> Table:
 def _notes(record: dict[str, Any], peers: list[str]) -> list[str]:
     notes = [f"{record['flop'] / 1e9:.3g} GFLOP a step."]
     if "times" in record:
-        notes[0] = f"{notes[0][:-1]}; matmul reached {record['times']['matmul_flop_per_second'] / 1e9:,.0f} GFLOP/s."
+        matmul = record["times"].get("matmul_flop_per_second")
+        if matmul is not None:
+            notes[0] = f"{notes[0][:-1]}; matmul reached {matmul / 1e9:,.0f} GFLOP/s."
         facts = record["times"]["workers"].get("metakit 1", {})
         if "temporary_bytes" in facts:
             tasks = record["workload"]["tasks"]

@@ -219,9 +219,9 @@ class Answers:
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            self.call()
+            steps = self.call()
             seconds.append(time.perf_counter() - start)
-        return {"first": seconds[0], "second": seconds[1]}
+        return {"first": seconds[0], "second": seconds[1], "per_step": seconds[1] / steps}
 
     def time(self, variant, seconds, most, warm=True):
         del variant  # several steps in one call are several calls here

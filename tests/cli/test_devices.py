@@ -1,6 +1,8 @@
-"""How many devices a CPU is shown as."""
+"""What the command asks of JAX: devices for the cores of a CPU, and a cache of compiled programs."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -21,3 +23,17 @@ def test_as_many_as_divide_the_tasks(monkeypatch, cores, meta_batch, platform, e
     assert _devices.every_core(meta_batch) == expected
     assert len(offered) == 1
     assert meta_batch % offered[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", [[], ["--no-compilation-cache"]])
+def test_compiled_programs_are_kept_unless_told_otherwise(tmp_path, switch):
+    """Catches a second run of a command that compiles everything again, and a switch without effect."""
+    command = ["train", "maml", "--data", "linear", "--smoke", "--run", str(tmp_path / "run"), *switch]
+    environment = os.environ | {"METAKIT_CACHE": str(tmp_path / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    program = f"import sys; from metakit.cli import main; sys.exit(main({command}))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = list((tmp_path / "cache").glob("compiled/*"))
+    assert bool(kept) == (not switch)

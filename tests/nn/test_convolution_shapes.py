@@ -62,6 +62,13 @@ def check(problem):
         truth,
     )
 
+    # Weights of its own for each task: twice the problem, scaled apart, against one task after another.
+    pairs = [jnp.stack([a, -0.5 * a[::-1]]) for a in (x, w, *v)]
+    mapped = jax.jit(jax.vmap(functools.partial(derivatives, ours, geometry)))(*pairs[:2], tuple(pairs[2:]))
+    each = [run(laxs, geometry, *(a[i] for a in pairs[:2]), tuple(a[i] for a in pairs[2:])) for i in range(2)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), mapped, together)
+
     single = [a.astype(jnp.float32) for a in (x, w, *v)]
     exact = run(
         laxs, geometry, *(a.astype(jnp.float64) for a in single[:2]), tuple(a.astype(jnp.float64) for a in single[2:])
