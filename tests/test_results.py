@@ -90,7 +90,8 @@ def test_the_learned_inner_rate_is_the_closed_form_optimum():
 @pytest.mark.parametrize("kind", ["gru", "snail"])
 def test_the_bandits_example_runs_small(kind):
     """Catches an example that its library has left behind; its figures are in the docs."""
-    untrained, trained, optimum = example("bandits").main(kind, steps=60, num_tasks=2000)
+    # Sixty steps end too near to chance: on another machine they did not leave it. These end at 5.6 with the GRU.
+    untrained, trained, optimum = example("bandits").main(kind, steps=150, num_tasks=2000)
     assert trained.low > untrained.high
     assert trained.mean < optimum + 3 * trained.std / 2000**0.5
 

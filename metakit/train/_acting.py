@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -52,13 +53,9 @@ def begin(
         )
     learner = state.learner if anneal is None else annealed(anneal, state)
     keys = random.task_keys(step_keys(state)[1], 0, num_tasks(tasks))
-
-    def collect(task: Any, key: Any) -> Any:
-        return algorithm.collect(learner, task, key)
-
-    return learner, map_tasks(collect, tasks, keys, mesh=mesh, chunk=chunk)
+    return learner, map_tasks(eqx.Partial(algorithm.collect, learner), tasks, keys, mesh=mesh, chunk=chunk)
 
 
 def mean_over_tasks(function: Callable[..., Any], data: Any, mesh: Any, chunk: Any) -> Any:
-    """The means of a function of one task's data."""
+    """The means of a function of one task's data; arrays that it needs are leaves of it, as for `map_tasks`."""
     return jax.tree.map(jnp.mean, map_tasks(function, data, mesh=mesh, chunk=chunk))

@@ -99,11 +99,7 @@ def _jit_epochs(rule, algorithm, optimiser, state, tasks, mesh, chunk, anneal):
     arrays, diagnostics = jax.lax.scan(epoch, arrays, None, length=rule.num_epochs)
     new = eqx.combine(arrays, static)
     new = TrainState(new.learner, new.opt_state, state.step + jnp.ones_like(state.step), state.key, state.moves)
-
-    def moved(data):
-        return algorithm.divergence(new.learner, data)
-
-    divergence = mean_over_tasks(moved, data, mesh, chunk)
+    divergence = mean_over_tasks(eqx.Partial(algorithm.divergence, new.learner), data, mesh, chunk)
     finite = jnp.all(diagnostics.finite) & jnp.isfinite(divergence)
     first = diagnostics.loss[0], diagnostics.gradient_norm[0]
     return choose(finite, new, state), StepDiagnostics(*first, finite, EpochsDetails(divergence))

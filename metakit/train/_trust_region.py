@@ -149,13 +149,11 @@ def _jit_trust_region(rule, algorithm, state, tasks, mesh, chunk, anneal):
         length = longest * rule.backtrack.astype(size.dtype) ** backtracks.astype(size.dtype)
         return jax.tree.map(lambda p, s: p - length.astype(p.dtype) * s, params, direction)
 
+    def one(candidate, data):
+        return algorithm.meta_loss(candidate, data), algorithm.divergence(candidate, data)
+
     def judge(params):
-        candidate = eqx.combine(params, rest)
-
-        def one(data):
-            return algorithm.meta_loss(candidate, data), algorithm.divergence(candidate, data)
-
-        return mean_over_tasks(one, data, mesh, chunk)
+        return mean_over_tasks(eqx.Partial(one, eqx.combine(params, rest)), data, mesh, chunk)
 
     # Judged by one function: the loss that came with the gradient may differ from it in the last digit.
     start, _ = judge(params)

@@ -1,5 +1,6 @@
 """Steps that act once and use what they collected: trust regions against closed forms, and PPO's epochs."""
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -201,6 +202,13 @@ def test_two_devices_and_single_tasks_equal_all_at_once():
         for options in ({"chunk": 1}, {"mesh": mk.sharding.task_mesh(2)}):
             found, _ = rule(mk.rl_maml, optimiser, fresh, tasks, **options)
             np.testing.assert_allclose(found.learner.policy.theta, expected.learner.policy.theta, rtol=1e-9)
+        # In a loop the state lives on the mesh, where what a function closes over cannot be read.
+        loop = functools.partial(mk.train.run_steps, mk.rl_maml, optimiser, num_steps=2, meta_batch=4, rule=rule)
+        alone, spread = (
+            loop(start(optimiser, bandit_learner()), mk.tasks.Bandits(2), mesh=mesh)[0].learner.policy.theta
+            for mesh in (None, mk.sharding.task_mesh(2))
+        )
+        np.testing.assert_allclose(spread, alone, rtol=1e-9)
 
 
 @pytest.mark.slow
