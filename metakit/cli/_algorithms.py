@@ -21,6 +21,8 @@ from metakit.learners import (
     relation,
     reptile,
     ridge,
+    rl_maml,
+    rl_squared,
     snail,
     statistician,
     versa,
@@ -28,7 +30,8 @@ from metakit.learners import (
 from metakit.tasks import ImagePool
 
 from . import _learners
-from ._config import IMAGES, LINES, REGRESSION, Settings, UsageError
+from ._config import IMAGES, LINES, Settings, UsageError
+from ._environments import BANDITS, NAVIGATION
 from ._forms import CURVES, EPISODES, GAUSSIAN_CURVES, ORDERED_EPISODES, SEQUENCES, AbstractForm
 
 # Options that not every algorithm has, and why one that lacks them would not use them.
@@ -37,6 +40,7 @@ OPTIONAL = {
     "test_queries": "asks for every image of a sequence",
     "norm_policy": "has no batch norm",
     "scale": "has no similarities to scale",
+    "rate": "finds the length of each step by a line search",
     "schedule": "has a schedule of its own",
     "clip_norm": "follows no gradient that could be clipped",
     "inner_rate": "has no inner rate",
@@ -44,7 +48,7 @@ OPTIONAL = {
     "test_inner_steps": "has no inner loop",
     "inner_batch": "draws no batches from the support set",
 }
-_ADAM = ("schedule", "clip_norm")
+_ADAM = ("rate", "schedule", "clip_norm")
 _EPISODES = ("queries", "test_queries", "norm_policy")
 _METRIC = (*_ADAM, *_EPISODES)
 _STEPS = ("inner_steps", "test_inner_steps")
@@ -53,7 +57,8 @@ _GRADIENT = (*_METRIC, *_STEPS, "inner_rate")
 
 def adam(settings: Settings) -> optax.GradientTransformation:
     """Adam with the schedule of the settings."""
-    options = {"cosine": {"num_steps": settings.steps}, "halving": {"every": max(settings.steps // 5, 1)}}
+    whole, fifth = {"num_steps": settings.steps}, {"every": max(settings.steps // 5, 1)}
+    options = {"cosine": whole, "cooldown": whole, "halving": fifth}
     return train.adam(
         settings.rate,
         schedule=settings.schedule,
@@ -73,6 +78,20 @@ def _two_players(settings: Settings) -> optax.GradientTransformation:
     return optax.multi_transform({"discriminator": adam(settings), "generator": generator}, metagan.players)
 
 
+# How often PPO goes over what it collected; each time is a step of the optimiser.
+_EPOCHS = 3
+
+
+def _for_epochs(settings: Settings) -> optax.GradientTransformation:
+    return adam(dataclasses.replace(settings, steps=_EPOCHS * settings.steps))
+
+
+def _none(settings: Settings) -> optax.GradientTransformation:
+    """A trust region step needs no optimiser."""
+    del settings
+    return optax.identity()
+
+
 def _as_it_is(settings: Settings, learner: Any) -> Any:
     del settings
     return learner
@@ -90,6 +109,7 @@ class Entry:
     - `images`: what images become for it.
     - `fixed_way`: whether its network is built for one number of classes.
     - `optimiser`: of the outer loop.
+    - `rule`: what an outer step is, as in `mk.train.fit`.
     - `as_tested`: the learner as it is tested, where that differs.
     - `untrained`: how a learner that was not meta-trained does its best: what that is, and the learner.
     - `chunk`: how many tasks of a device run at once, as in `mk.train.fit`.
@@ -104,6 +124,7 @@ class Entry:
     images: AbstractForm = EPISODES
     fixed_way: bool = False
     optimiser: Callable[[Settings], optax.GradientTransformation] = adam
+    rule: Callable[..., Any] = train.step
     as_tested: Callable[[Settings, Any], Any] = _as_it_is
     untrained: Callable[[Settings, Any], tuple[str, Any]] | None = None
     chunk: int | Literal["auto"] | None = "auto"
@@ -145,7 +166,7 @@ ALGORITHMS = {
         reptile,
         _learners.reptile_learner,
         "Reptile (Nichol et al. 2018)",
-        uses=(*_EPISODES, *_STEPS, "inner_rate", "inner_batch"),
+        uses=("rate", *_EPISODES, *_STEPS, "inner_rate", "inner_batch"),
         fixed_way=True,
         optimiser=_towards_solutions,
         as_tested=_learners.reptile_as_tested,
@@ -213,6 +234,25 @@ ALGORITHMS = {
         "the Neural Statistician (Edwards and Storkey 2017)",
         uses=(*_ADAM, "queries", "test_queries"),
     ),
+    "rl-maml": Entry(
+        rl_maml,
+        _learners.rl_maml_learner,
+        "MAML on policy gradients, trust region steps (Finn et al. 2017)",
+        uses=(*_STEPS, "inner_rate"),
+        data=("navigation",),
+        optimiser=_none,
+        rule=train.TrustRegion(0.01),
+        as_tested=_learners.with_test_steps(rl_maml.with_num_steps),
+    ),
+    "rl-squared": Entry(
+        rl_squared,
+        _learners.rl_squared_learner,
+        "RL^2 with a GRU and PPO (Duan et al. 2016)",
+        uses=_ADAM,
+        data=("bandits",),
+        optimiser=_for_epochs,
+        rule=train.Epochs(_EPOCHS),
+    ),
     "cnp": _neural_process("a Conditional Neural Process (Garnelo et al. 2018)"),
     "np": _neural_process("a Neural Process (Garnelo et al. 2018)", latent=True),
     "acnp": _neural_process("a Conditional Neural Process with attention", attention="multihead"),
@@ -227,11 +267,17 @@ def entry(algorithm: str) -> Entry:
     return ALGORITHMS[algorithm]
 
 
+_OF_DATA: dict[str, AbstractForm] = {
+    **dict.fromkeys(LINES, CURVES),
+    "gp": GAUSSIAN_CURVES,
+    "bandits": BANDITS,
+    "navigation": NAVIGATION,
+}
+
+
 def form_of(settings: Settings) -> AbstractForm:
     """What a task of a run is."""
-    if settings.data == "gp":
-        return GAUSSIAN_CURVES
-    return CURVES if settings.data in REGRESSION else entry(settings.algorithm).images
+    return _OF_DATA.get(settings.data) or entry(settings.algorithm).images
 
 
 def build_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:

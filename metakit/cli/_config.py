@@ -9,10 +9,11 @@ import tyro
 from ._devices import every_core
 
 EVERY_CORE = "every core"  # the devices of a preset
-DATA = ("glyphs", "omniglot", "sinusoid", "linear", "gp", "folder")
 IMAGES = ("glyphs", "omniglot", "folder")
 LINES = ("sinusoid", "linear")
 REGRESSION = (*LINES, "gp")
+ENVIRONMENTS = ("bandits", "navigation")
+DATA = (*IMAGES, *REGRESSION, *ENVIRONMENTS)
 Split = Literal["vinyals", "lake", "seeded"]
 NormPolicy = Literal["transductive", "joint", "inductive", "one_by_one"]
 
@@ -29,8 +30,8 @@ class Train:
 
     algorithm: tyro.conf.Positional[str]
     """One of those that 'metakit list' shows."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="glyphs|omniglot|sinusoid|linear|gp|folder")] = None
-    """What to train on, by default glyphs (neural processes: gp). All but omniglot and folder are built in."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="|".join(DATA))] = None
+    """What to train on; by default the first that the algorithm takes. All but omniglot and folder are built in."""
     path: pathlib.Path | None = None
     """Folder of Omniglot's two archives, or of your own images (one sub-folder a class)."""
     download: bool = False
@@ -55,7 +56,7 @@ class Train:
     """Tasks in one outer step."""
     rate: float | None = None
     """Outer rate (of Adam; Reptile's is the part of the way to the tasks' solutions that a step goes)."""
-    schedule: Literal["constant", "cosine", "halving"] | None = None
+    schedule: Literal["constant", "cosine", "halving", "cooldown"] | None = None
     """How the outer rate falls."""
     clip_norm: float | None = None
     """Largest Euclidean norm of a meta-gradient."""
@@ -165,6 +166,10 @@ class Settings:
     @property
     def regression(self) -> bool:
         return self.data in REGRESSION
+
+    @property
+    def has_classes(self) -> bool:
+        return self.data in IMAGES
 
 
 _CHOSEN = tuple(

@@ -29,8 +29,8 @@ class Data:
 def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool = False) -> Data:
     """The tasks of a run; `dealt_by` are the settings of the run that dealt a folder's classes, if another's."""
     form = form_of(settings)
-    if settings.regression:
-        pools, about = {}, _CURVES[settings.data]
+    if settings.data in _DRAWN:
+        pools, about = {}, _DRAWN[settings.data]
     else:
         pools = _folder(settings, dealt_by or settings) if settings.data == "folder" else _parts(settings, download)
         about = _about(settings, pools)
@@ -43,10 +43,13 @@ def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool
     )
 
 
-_CURVES = {
+# Tasks that are drawn rather than found.
+_DRAWN = {
     "sinusoid": "sinusoids, amplitude 0.1 to 5.0",
     "linear": "lines of varying slope and intercept",
     "gp": "curves from a Gaussian process, length scale 0.4",
+    "bandits": "Bernoulli bandits, each arm's probability uniform in 0..1",
+    "navigation": "walks to a goal drawn uniformly from a square of side 1",
 }
 
 

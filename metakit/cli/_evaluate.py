@@ -11,10 +11,11 @@ from rich.console import Console
 
 from metakit import train
 
-from ._algorithms import ALGORITHMS, OPTIONAL, build_learner
+from ._algorithms import ALGORITHMS, build_learner
 from ._assess import assess
-from ._config import Evaluate, Settings, UsageError
+from ._config import Evaluate, Settings, UsageError, option
 from ._data import Data, load
+from ._presets import unused_options
 from ._report import as_record, report, show_table
 from ._run_folder import open_run, write
 from ._train import initial_state
@@ -56,24 +57,30 @@ def _as_chosen(trained: Settings, chosen: Settings, data: Data, learner: Any) ->
     return jax.tree.unflatten(jax.tree.structure(built), jax.tree.leaves(learner))
 
 
+# Options by the settings that they change.
+_OPTIONS = {
+    "test_way": "way",
+    "test_shot": "shot",
+    "test_queries": "queries",
+    "test_inner_steps": "inner_steps",
+    "norm_policy": "norm_policy",
+    "test_tasks": "num_tasks",
+    "path": "path",
+}
+
+
 def _overridden(trained: Settings, options: Evaluate) -> Settings:
-    known = ALGORITHMS[trained.algorithm]
-    for name, value in {"inner_steps": options.inner_steps, "norm_policy": options.norm_policy}.items():
-        if value is not None and (name not in known.uses or (name == "norm_policy" and trained.regression)):
-            raise UsageError(f"--{name.replace('_', '-')} would not be used: {trained.algorithm} {OPTIONAL[name]}.")
-    way = trained.test_way if options.way is None else options.way
-    if known.fixed_way and not trained.regression and way != trained.way:
+    given = {name: getattr(options, own) for name, own in _OPTIONS.items()}
+    changes = {name: value for name, value in given.items() if value is not None}
+    for name, why in unused_options(trained).items():
+        if name in changes:
+            raise UsageError(f"{option(_OPTIONS[name])} would not be used: {why}. Leave it out.")
+    way = changes.get("test_way", trained.test_way)
+    if ALGORITHMS[trained.algorithm].fixed_way and trained.has_classes and way != trained.way:
         raise UsageError(
             f"--way {way}: {trained.algorithm} has a head for {trained.way} classes and can be tested on "
             "no other number."
         )
-    changes = {
-        "test_way": options.way,
-        "test_shot": options.shot,
-        "test_queries": options.queries,
-        "test_inner_steps": options.inner_steps,
-        "norm_policy": options.norm_policy,
-        "test_tasks": options.num_tasks,
-        "path": None if options.path is None else str(options.path),
-    }
-    return dataclasses.replace(trained, **{name: value for name, value in changes.items() if value is not None})
+    if "path" in changes:
+        changes["path"] = str(changes["path"])
+    return dataclasses.replace(trained, **changes)

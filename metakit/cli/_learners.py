@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 
-from metakit import losses, nn
-from metakit._hyperparameter import learned
-from metakit.inner import SGD, Optax
+from metakit import losses, nn, rl
+from metakit._environment import Discrete
+from metakit._hyperparameter import fixed, learned
+from metakit.inner import SGD, Optax, PerLayerPerStepSGD
 from metakit.learners import (
     mann,
     matching,
@@ -19,6 +22,8 @@ from metakit.learners import (
     prototypical,
     relation,
     reptile,
+    rl_maml,
+    rl_squared,
     snail,
     statistician,
     versa,
@@ -26,6 +31,7 @@ from metakit.learners import (
 from metakit.tasks import ImagePool
 
 from ._config import Settings
+from ._environments import ARMS, PULLS
 
 Build = Callable[[Settings, ImagePool | None, jax.Array], Any]
 
@@ -51,14 +57,6 @@ def _embedding(pool: ImagePool | None, key: jax.Array) -> tuple[Any, int]:
         return _mlp(32, key), 32
     channels, size = _channels_and_size(pool)
     return nn.conv4_64(channels, size, key=key), 64 * (size // 16) ** 2
-
-
-def _strided_embedding(pool: ImagePool | None, key: jax.Array) -> tuple[Any, int]:
-    """Strides in place of pooling for small images: a third of the time, and four times the features."""
-    channels, size = _channels_and_size(pool)
-    if (channels, size) != (1, 28):
-        return _embedding(pool, key)
-    return nn.Conv4(channels, size, stride=2, key=key), 256
 
 
 # Learners with an inner loop
@@ -118,18 +116,22 @@ def _published_norm(channels: int) -> nn.BatchStatNorm:
 
 
 def reptile_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-    """Reptile's network is MAML's with its last maps flattened; its inner rule is Adam without momentum."""
+    """Reptile's network is MAML's with its last maps flattened.
+
+    Its inner rule is Adam without momentum, whose second moments live on from task to task as in the released code:
+    1,000 steps end at 77 % on Omniglot's validation classes (81 % at three times the rate), afresh for each at 62 %."""
     channels, size = _channels_and_size(pool)
     strided = (channels, size) == (1, 28)
     width, stride = (64, 2) if strided else (32, 1)
     network = nn.Conv4(channels, size, out_size=settings.way, width=width, stride=stride, norm=_published_norm, key=key)
-    return reptile.Reptile(
+    learner = reptile.Reptile(
         network,
-        inner=Optax(optax.adam, learning_rate=settings.inner_rate, b1=0.0, eps_root=1e-16),
+        inner=Optax(optax.rmsprop, learning_rate=settings.inner_rate, decay=0.999, initial_scale=1e-4),
         num_steps=settings.inner_steps,
         batch_size=settings.inner_batch,
         norm_policy=settings.norm_policy,
     )
+    return reptile.with_carried_state(learner)
 
 
 def reptile_as_tested(settings: Settings, learner: Any) -> Any:
@@ -177,7 +179,7 @@ def closed_form(configure: Callable[..., Any]) -> Build:
     """R2-D2 or LR-D2, with a scale that is learned."""
 
     def build(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-        embed, _ = _strided_embedding(pool, key)
+        embed, _ = _embedding(pool, key)
         return configure(embed, scale=learned(settings.scale), norm_policy=settings.norm_policy)
 
     return build
@@ -185,7 +187,7 @@ def closed_form(configure: Callable[..., Any]) -> Build:
 
 def versa_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     embed_key, amortiser_key = jax.random.split(key)
-    embed, features = _strided_embedding(pool, embed_key)
+    embed, features = _embedding(pool, embed_key)
     amortiser = versa.Amortiser(features, key=amortiser_key)
     return versa.Versa(embed, amortiser, norm_policy=settings.norm_policy)
 
@@ -233,6 +235,33 @@ def snail_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) ->
 def mann_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     channels, size = _channels_and_size(pool)
     return mann.MANN(channels * size**2, settings.way, key=key)
+
+
+# Learners that act
+
+
+def rl_maml_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """The published policy, of 2-D navigation; updates beyond those of training go half as far, as published."""
+    assert pool is None
+    network = nn.MLP(2, 2, 64, 2, jnp.tanh, weight_init=nn.xavier_uniform, key=key)
+    policy = rl.GaussianPolicy(network, 2)
+    longest = max(settings.inner_steps, settings.test_inner_steps, 1)
+    rates = [settings.inner_rate * (1.0 if step < max(settings.inner_steps, 1) else 0.5) for step in range(longest)]
+    inner = PerLayerPerStepSGD(
+        jax.tree.map(lambda _: fixed(jnp.array(rates)), eqx.filter(policy, eqx.is_inexact_array))
+    )
+    return rl_maml.RLMAML(policy, inner=inner, num_steps=settings.inner_steps)
+
+
+def rl_squared_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """A GRU of 64; a pull is an episode, and all pulls count alike."""
+    del settings
+    assert pool is None
+    network_key, head_key = jax.random.split(key)
+    arms = Discrete(ARMS)
+    network = nn.GRU(rl_squared.token_size((1,), arms), 64, key=network_key)
+    policy = rl_squared.RecurrentPolicy(network, (1,), arms, key=head_key)
+    return rl_squared.RLSquared(policy, num_episodes=PULLS, discount=1.0)
 
 
 # Generative learners

@@ -120,3 +120,17 @@ def bands(curves: list[dict[str, Any]], path: pathlib.Path) -> None:
     grid[0][0].legend(frameon=False, fontsize=7)
     figure.tight_layout()
     _save(figure, path)
+
+
+def walks(tasks: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """A few walks to each goal: before adaptation dotted, after it solid."""
+    figure, axes = plt.subplots(figsize=(4.6, 4.4))
+    for colour, task in zip((_BLUE, _ORANGE, _GREEN), tasks, strict=True):
+        for name, style in (("before", ":"), ("after", "-")):
+            for positions in task[name]:
+                axes.plot(*positions.T, style, color=colour, linewidth=1)
+        axes.plot(*task["goal"], "*", color=colour, markersize=13, markeredgecolor="black")
+    axes.set(xlabel="before adaptation (dotted), after it (solid)", aspect="equal")
+    _tidy(axes)
+    figure.tight_layout()
+    _save(figure, path)

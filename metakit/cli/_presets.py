@@ -6,7 +6,7 @@ from typing import TypeAlias
 from metakit._errors import nearest
 
 from ._algorithms import OPTIONAL, entry
-from ._config import DATA, EVERY_CORE, REGRESSION, Settings, UsageError, option
+from ._config import DATA, ENVIRONMENTS, EVERY_CORE, REGRESSION, Settings, UsageError, option
 
 Preset: TypeAlias = dict[str, object]
 
@@ -57,7 +57,7 @@ _REPTILE: Preset = _GRADIENT | {
     "queries": 1,
     "rate": 1.0,
     "schedule": "constant",
-    "inner_rate": 1e-3,
+    "inner_rate": 3e-3,
     "inner_steps": 5,
     "test_inner_steps": 50,
     "inner_batch": 10,
@@ -121,7 +121,7 @@ _GRADIENT_OMNIGLOT: Preset = {
     "validate_every": 7000,
 }
 _METRIC_OMNIGLOT: Preset = {"queries": 5, "test_queries": 15, "steps": 5000, "validate_every": 1000}
-_STRIDED_OMNIGLOT: Preset = _METRIC_OMNIGLOT | {"steps": 10_000, "validate_every": 2000}
+_LONGER_OMNIGLOT: Preset = _METRIC_OMNIGLOT | {"steps": 10_000, "validate_every": 2000}
 _ON_OMNIGLOT: dict[str, Preset] = {
     "maml": _GRADIENT_OMNIGLOT,
     "fomaml": _GRADIENT_OMNIGLOT,
@@ -132,9 +132,9 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "matching": _METRIC_OMNIGLOT,
     "prototypical": _METRIC_OMNIGLOT | {"way": 60},
     "relation": _METRIC_OMNIGLOT,
-    "r2d2": _STRIDED_OMNIGLOT,
-    "lrd2": _STRIDED_OMNIGLOT,
-    "versa": _STRIDED_OMNIGLOT | {"rate": 1e-3},
+    "r2d2": _LONGER_OMNIGLOT,
+    "lrd2": _LONGER_OMNIGLOT,
+    "versa": _LONGER_OMNIGLOT | {"rate": 1e-3},
     "metagan": _METRIC_OMNIGLOT | {"steps": 4000},
     "snail": _METRIC_OMNIGLOT,
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 10_000, "validate_every": 2000},
@@ -176,6 +176,33 @@ _ON_CURVES: dict[str, Preset] = {
     "matching": {"inner_steps": 0, "test_inner_steps": 0, "scale": 10.0},
 }
 
+# Environments. An environment has no examples to count, and a policy's network no batch norm.
+_ENVIRONMENT: Preset = _UNUSED | {"way": 1, "shot": 1, "rate": 1.0, "seed": 0, "devices": 1}
+_IN_ENVIRONMENTS: dict[str, Preset] = {
+    "bandits": _ENVIRONMENT
+    | {
+        "steps": 1000,
+        "meta_batch": 256,
+        "rate": 1e-2,
+        "schedule": "cosine",
+        "clip_norm": 1.0,
+        "validate_every": 250,
+        "validation_tasks": 2000,
+        "test_tasks": 20_000,
+    },
+    "navigation": _ENVIRONMENT
+    | {
+        "steps": 60,
+        "meta_batch": 20,
+        "inner_rate": 0.5,
+        "inner_steps": 1,
+        "test_inner_steps": 3,
+        "validate_every": 10,
+        "validation_tasks": 40,
+        "test_tasks": 400,
+    },
+}
+
 
 def default_data(algorithm: str) -> str:
     """What an algorithm trains on where nothing is said."""
@@ -188,8 +215,13 @@ def preset(algorithm: str, data: str) -> Preset:
     if data not in DATA:
         raise UsageError(f"--data {data!r} is not known. {nearest(data, DATA)}")
     if data not in known.data:
-        why = "learns classes, not the real targets of" if data in REGRESSION else "cannot be trained on"
+        takes_examples = known.data[0] not in ENVIRONMENTS
+        why = (
+            "learns classes, not the real targets of" if data in REGRESSION and takes_examples else "cannot learn from"
+        )
         raise UsageError(f"{algorithm} {why} --data {data}. Use --data {known.data[0]}.")
+    if data in ENVIRONMENTS:
+        return _IN_ENVIRONMENTS[data]
     if data == "gp":
         return _GP
     if data in REGRESSION:
@@ -198,23 +230,32 @@ def preset(algorithm: str, data: str) -> Preset:
 
 
 # Settings that not all data has.
-_ONLY_IMAGES = ("way", "test_way", "norm_policy")
+_OF_CLASSES = ("way", "test_way", "norm_policy")
+_OF_EXAMPLES = ("shot", "test_shot", "queries", "test_queries")
+
+
+def unused_options(settings: Settings) -> dict[str, str]:
+    """The settings that a run would not use, and why not."""
+    known = entry(settings.algorithm)
+    unused = {name: f"{settings.algorithm} {why}" for name, why in OPTIONAL.items() if name not in known.uses}
+    if not settings.has_classes:
+        unused |= dict.fromkeys(_OF_CLASSES, f"--data {settings.data} has no classes and its network no batch norm")
+    if settings.data in ENVIRONMENTS:
+        unused |= dict.fromkeys(_OF_EXAMPLES, f"--data {settings.data} is learned from by acting, not from examples")
+    if settings.data not in ("omniglot", "folder"):
+        unused["path"] = f"--data {settings.data} is built in"
+    if settings.data != "omniglot":
+        unused["split"] = f"--data {settings.data} has its own split"
+    return unused
 
 
 def check_given(given: Collection[str], settings: Settings) -> None:
     """Refuse what contradicts itself before anything is loaded or written."""
     known = entry(settings.algorithm)
-    unused = {name: f"{settings.algorithm} {why}" for name, why in OPTIONAL.items() if name not in known.uses}
-    if settings.regression:
-        unused |= dict.fromkeys(_ONLY_IMAGES, f"--data {settings.data} has no classes and its network no batch norm")
-    if settings.data not in ("omniglot", "folder"):
-        unused["path"] = f"--data {settings.data} is built in"
-    if settings.data != "omniglot":
-        unused["split"] = f"--data {settings.data} has its own split"
-    for name, why in unused.items():
+    for name, why in unused_options(settings).items():
         if name in given:
             raise UsageError(f"{option(name)} would not be used: {why}. Leave it out.")
-    if known.fixed_way and not settings.regression and settings.test_way != settings.way:
+    if known.fixed_way and settings.has_classes and settings.test_way != settings.way:
         raise UsageError(
             f"--test-way {settings.test_way}: {settings.algorithm} has a head for {settings.way} classes and can be "
             "tested on no other number. Leave it out, or change --way."

@@ -92,7 +92,7 @@ def report(
 
 
 def _policy(chosen: Settings) -> str:
-    has_norm = "norm_policy" in ALGORITHMS[chosen.algorithm].uses and not chosen.regression
+    has_norm = "norm_policy" in ALGORITHMS[chosen.algorithm].uses and chosen.has_classes
     return _POLICIES[chosen.norm_policy] if has_norm else "none in this network"
 
 

@@ -121,6 +121,7 @@ def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> t
             on_event=listen,
             mesh=mesh,
             anneal=anneal,
+            rule=ALGORITHMS[chosen.algorithm].rule,
         )
 
 

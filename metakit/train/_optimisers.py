@@ -21,7 +21,8 @@ def adam(
     r"""Adam with a schedule and gradient clipping, for the outer loop.
 
     $$\eta_s = \eta \;\text{(constant)}, \qquad \eta_s = \tfrac{\eta}{2}\big(1 + \cos \tfrac{\pi s}{S}\big)
-      \;\text{(cosine)}, \qquad \eta_s = \eta\, 2^{-\lfloor s / m \rfloor} \;\text{(halving)}$$
+      \;\text{(cosine)}, \qquad \eta_s = \eta\, 2^{-\lfloor s / m \rfloor} \;\text{(halving)}, \qquad
+      \eta_s = \eta \min\bigl(1, 5\,(1 - \tfrac sS)\bigr) \;\text{(cooldown)}$$
 
     Any other optax transformation works as well; this one only saves typing. The same arguments give the same
     object, so making it again does not compile again.
@@ -29,8 +30,9 @@ def adam(
     **Arguments:**
 
     - `rate`: $\eta$, above 0; 1e-3 is usual.
-    - `schedule`: `"constant"` (the default), `"cosine"` or `"halving"`.
-    - `num_steps`: $S$, at which a cosine schedule reaches 0; for `"cosine"` only.
+    - `schedule`: `"constant"` (the default), `"cosine"`, `"halving"`, or `"cooldown"`: constant for four fifths of the
+      steps, then along a line to 0. Its constant part is that of any longer run.
+    - `num_steps`: $S$, at which the rate reaches 0; for `"cosine"` and `"cooldown"` only.
     - `every`: $m$, after how many steps each a halving schedule halves; for `"halving"` only.
     - `clip_norm`: scale the gradient down to this Euclidean norm; `None` (the default) does not.
     - `clip_value`: clip each number of the gradient to plus or minus this; `None` (the default) does not.
@@ -43,7 +45,9 @@ def adam(
 
     **Source:** Kingma and Ba 2015, *Adam*, https://arxiv.org/abs/1412.6980; cosine annealing as in Antoniou
     et al. 2019, *How to train your MAML*, https://arxiv.org/abs/1810.09502; halving every 2000 episodes as in
-    Snell et al. 2017, *Prototypical Networks*, https://arxiv.org/abs/1703.05175
+    Snell et al. 2017, *Prototypical Networks*, https://arxiv.org/abs/1703.05175; cooldown over a fifth as in
+    Hägele et al. 2024, *Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations*,
+    https://arxiv.org/abs/2405.18392
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> optimiser = adam(1e-3, schedule="halving", every=2000, clip_norm=10.0)
@@ -56,7 +60,7 @@ def adam(
     for name, value in (("rate", rate), ("clip_norm", clip_norm), ("clip_value", clip_value)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}.")
-    needs = {"constant": None, "cosine": "num_steps", "halving": "every"}
+    needs = {"constant": None, "cosine": "num_steps", "halving": "every", "cooldown": "num_steps"}
     if schedule not in needs:
         raise ValueError(f"schedule={schedule!r} is not known. {nearest(schedule, needs)}")
     for name, value in (("num_steps", num_steps), ("every", every)):
@@ -77,7 +81,11 @@ def _adam(
     clip_norm: float | None,
     clip_value: float | None,
 ) -> optax.GradientTransformation:
-    if num_steps is not None:
+    if schedule == "cooldown":
+        assert num_steps is not None
+        fifth = max(num_steps // 5, 1)
+        rates = optax.linear_schedule(rate, 0.0, fifth, transition_begin=num_steps - fifth)
+    elif num_steps is not None:
         rates = optax.cosine_decay_schedule(rate, num_steps)
     elif every is not None:
         rates = optax.exponential_decay(rate, transition_steps=every, decay_rate=0.5, staircase=True)

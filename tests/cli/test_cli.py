@@ -17,7 +17,7 @@ from PIL import Image
 import metakit as mk
 from metakit.cli import _data, _evaluate, _run_folder, _train, main
 from metakit.cli._algorithms import ALGORITHMS, OPTIONAL, as_tested, build_learner, form_of
-from metakit.cli._config import DATA, Train, UsageError, explicit, settings
+from metakit.cli._config import DATA, ENVIRONMENTS, Train, UsageError, explicit, settings
 from metakit.cli._presets import check_given, default_data, preset
 from metakit.cli._report import as_command
 
@@ -103,12 +103,55 @@ ON_IMAGES = {
     "statistician": [],
 }
 ON_GAUSSIAN_CURVES = ("cnp", "np", "acnp", "anp")
+IN_ENVIRONMENTS = {"rl-squared": ("pull", 10), "rl-maml": ("update", 4)}
 
 
 def test_every_algorithm_is_run_by_a_test():
     """Catches an algorithm whose preset nobody has tried."""
     on_lines = {name for name, entry in ALGORITHMS.items() if "linear" in entry.data}
-    assert on_lines | {"prototypical"} | ON_IMAGES.keys() | set(ON_GAUSSIAN_CURVES) == ALGORITHMS.keys()
+    in_turn = (on_lines, {"prototypical"}, ON_IMAGES, ON_GAUSSIAN_CURVES, IN_ENVIRONMENTS)
+    assert set().union(*in_turn) == ALGORITHMS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", IN_ENVIRONMENTS)
+def test_learners_that_act_are_trained_by_their_own_rule(tmp_path, algorithm):
+    """Catches an entry whose rule or optimiser does not fit, or a score that is not what its series adds up to."""
+    run, (name, count) = tmp_path / "run", IN_ENVIRONMENTS[algorithm]
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert main(["train", algorithm, "--smoke", "--no-compilation-cache", "--run", str(run)]) == 0
+    test, series = (next(r for r in records(run) if r["event"] == event) for event in ("test", name))
+    means = [interval["mean"] for interval in series["scores"]]
+    assert len(means) == count
+    expected = sum(means) if name == "pull" else means[-1]
+    assert test["scores"]["meta-trained"]["mean"] == pytest.approx(expected, rel=1e-5)
+    assert_is_a_picture(run / f"{name}.png")
+    if algorithm == "rl-maml":
+        assert_is_a_picture(run / "walks.png")
+    assert main(["evaluate", str(run), "--num-tasks", "4", "--no-compilation-cache"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "rl-squared", "--shot", "3"], "--shot would not be used: --data bandits is learned from by acting"),
+        (["train", "rl-maml", "--rate", "3"], "--rate would not be used: rl-maml finds the length"),
+        (["train", "rl-maml", "--way", "3"], "--way would not be used: --data navigation has no classes"),
+        (["train", "maml", "--data", "bandits"], "maml cannot learn from --data bandits"),
+        (["train", "rl-squared", "--data", "sinusoid"], "rl-squared cannot learn from --data sinusoid"),
+    ],
+)
+def test_options_that_an_environment_has_no_use_for_are_refused(words, message, capsys):
+    """Catches an option that is taken and ignored."""
+    assert main(words) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_evaluation_refuses_what_it_would_ignore(linear_run, capsys):
+    """Catches --way, --path or --norm-policy taken without a word for lines, which have none."""
+    for words in (["--way", "3"], ["--path", "."], ["--norm-policy", "joint"]):
+        assert main(["evaluate", str(linear_run), *words]) == 2
+        assert f"{words[0]} would not be used" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -363,7 +406,7 @@ def test_every_preset_builds_its_learner_as_tested(algorithm, data):
     check_given(explicit(Train(algorithm, data)), chosen)
     entry, form = ALGORITHMS[algorithm], form_of(chosen)
     size = form.omniglot_size if data == "omniglot" else 28
-    pool = None if chosen.regression else mk.tasks.ImagePool(np.zeros((60, 20, 1, size, size), "uint8"))
+    pool = None if not chosen.has_classes else mk.tasks.ImagePool(np.zeros((60, 20, 1, size, size), "uint8"))
     tasks = {training: form.sampler(chosen, pool, training=training) for training in (True, False)}
 
     def train_and_test(key):
@@ -371,12 +414,15 @@ def test_every_preset_builds_its_learner_as_tested(algorithm, data):
         state = mk.train.init(learner, entry.optimiser(chosen), key=key)
         loss = entry.algorithm.meta_loss(state.learner, tasks[True](key), key)
         task = tasks[False](key)
+        if data in ENVIRONMENTS:  # where adapting is a part of acting
+            module = as_tested(chosen, learner)
+            return loss, form.scores(entry.algorithm, module, tasks[False], key, num_tasks=2)[form.score][:, None]
         adapted = entry.algorithm.adapt(as_tested(chosen, learner), task.support, key)
         return loss, entry.algorithm.predict(adapted, task.query.x, key)
 
     loss, outputs = eqx.filter_eval_shape(train_and_test, jax.random.key(0))
     assert loss.shape == ()
-    assert outputs.shape[1:] == ((1,) if chosen.regression else (chosen.test_way,))
+    assert outputs.shape[1:] == ((chosen.test_way,) if chosen.has_classes else (1,))
 
 
 def test_the_report_s_command_makes_the_run_again(linear_run):

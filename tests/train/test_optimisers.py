@@ -25,11 +25,15 @@ def update_sizes(optimiser, steps, gradient=1.0):
         ({}, [0.1] * 5),
         ({"schedule": "halving", "every": 2}, [0.1, 0.1, 0.05, 0.05, 0.025]),
         ({"schedule": "cosine", "num_steps": 4}, [0.1, 0.0853553, 0.05, 0.0146447, 0.0]),
+        ({"schedule": "cooldown", "num_steps": 10}, [*[0.1] * 9, 0.05, 0.0]),
+        ({"schedule": "cooldown", "num_steps": 3}, [0.1, 0.1, 0.1, 0.0]),
     ],
 )
 def test_schedules(options, expected):
     """Catches a schedule that is off by a step, decays smoothly where it should halve, or ends above 0."""
-    np.testing.assert_allclose(update_sizes(mk.train.adam(0.1, **options), 5), expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        update_sizes(mk.train.adam(0.1, **options), len(expected)), expected, rtol=1e-5, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,7 @@ def test_the_same_arguments_give_the_same_object():
         ((0.1,), {"clip_norm": -1.0}, "clip_norm must be above 0"),
         ((0.1,), {"schedule": "halfing"}, "Did you mean 'halving'"),
         ((0.1,), {"schedule": "cosine"}, "needs num_steps"),
+        ((0.1,), {"schedule": "cooldown"}, "needs num_steps"),
         ((0.1,), {"schedule": "halving", "every": 0}, "needs every"),
         ((0.1,), {"every": 5}, "does not use every"),
     ],
