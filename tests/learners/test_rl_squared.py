@@ -209,7 +209,7 @@ make = functools.partial(mk.rl_squared.RLSquared, policy_of(BANDIT))
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: make(num_episodes=0), ValueError, "num_episodes is the episodes of a trial and must be at least 1"),
+        (lambda: make(num_episodes=0), ValueError, "num_episodes must be at least 1"),
         (lambda: make(num_episodes=2, objective="trpo"), ValueError, "objective='trpo' is not known"),
         (lambda: make(num_episodes=2, clip=jnp.ones(2)), ValueError, "clip must be one number"),
         (lambda: mk.rl_squared.RLSquared(mk.nn.Linear(1, 2, key=KEY), num_episodes=2), TypeError, "AbstractRecurrent"),

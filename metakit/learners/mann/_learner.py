@@ -11,7 +11,7 @@ from metakit import losses, nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._types import PRNGKey
-from metakit.learners._options import scalar
+from metakit.learners._options import fraction, require_sizes
 
 from ._memory import State, access, blank
 
@@ -46,12 +46,12 @@ class MANN(eqx.Module):
     - `heads`: $R$, default 4, at most `slots`.
     - `write`: `"addition"` (default): a vector $a$ of its own is written, as in the code that this follows;
       `"key"`: the key $k$ is written, as in the paper.
-    - `decay`: $\gamma$, a number or a `Hyperparameter`; default fixed at 0.95.
+    - `decay`: $\gamma$, from 0 to 1, a number or a `Hyperparameter`; default fixed at 0.95.
     - `loss`: `loss(logits, labels, *, reduction)`; default `mk.losses.cross_entropy`.
     - `key`: random key of the initial weights.
 
     **Raises:** `ValueError` for a size below 1, more heads than slots, an unknown `write`, or a `decay` that
-    is not one number.
+    is not one number from 0 to 1.
 
     >>> import jax
     >>> MANN(400, 5, key=jax.random.key(0)).start().memory.shape
@@ -90,10 +90,7 @@ class MANN(eqx.Module):
         loss: losses.Loss = losses.cross_entropy,
         key: PRNGKey,
     ):
-        sizes = {"in_size": in_size, "way": way, "hidden": hidden, "slots": slots, "width": width, "heads": heads}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+        require_sizes(in_size=in_size, way=way, hidden=hidden, slots=slots, width=width, heads=heads)
         if heads > slots:
             raise ValueError(
                 f"heads must be at most slots={slots}, since each writes to a slot of its own, got {heads}."
@@ -109,7 +106,7 @@ class MANN(eqx.Module):
         self.addition = linear(hidden, heads * width, keys[2]) if write == "addition" else None
         self.gate = linear(hidden, heads, keys[3])
         self.output = linear(hidden + heads * width, way, keys[4])
-        self.decay = scalar("decay", decay)
+        self.decay = fraction("decay", decay)
         self.loss = loss
         self.in_size, self.slots, self.width, self.heads = in_size, slots, width, heads
 

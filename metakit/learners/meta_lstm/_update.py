@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 from metakit._hyperparameter import Hyperparameter
 from metakit._tree import as_float_array
 from metakit._types import PRNGKey, Scalar
-from metakit.learners._options import scalar
+from metakit.learners._options import positive, require_sizes
 from metakit.nn import LSTMCell
 
 from ._preprocess import preprocess
@@ -109,8 +109,7 @@ class LearnedUpdate(eqx.Module):
         for name, (low, high) in (("forget_bias", forget_bias), ("input_bias", input_bias)):
             if not low <= high:
                 raise ValueError(f"{name} must be a range (low, high), got ({low}, {high}).")
-        if hidden_size < 1:
-            raise ValueError(f"hidden_size must be at least 1, got {hidden_size}; the published one is 20.")
+        require_sizes(hidden_size=hidden_size)
         lstm_key, forget_key, input_key = jax.random.split(key, 3)
         lstm = LSTMCell(4, hidden_size, key=lstm_key)
         leaves, structure = jax.tree.flatten(lstm)
@@ -118,7 +117,7 @@ class LearnedUpdate(eqx.Module):
         self.lstm = jax.tree.unflatten(structure, [_small(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
         self.forget = _gate(forget_key, hidden_size, forget_bias)
         self.input = _gate(input_key, hidden_size, input_bias)
-        self.p = scalar("p", p)
+        self.p = positive("p", p)
 
     @staticmethod
     def sgd(rate: float, hidden_size: int = 20, *, key: PRNGKey) -> "LearnedUpdate":

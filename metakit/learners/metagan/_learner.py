@@ -10,6 +10,7 @@ import jax
 from metakit._algorithm import Algorithm
 from metakit._hyperparameter import fixed
 from metakit._typecheck import typed
+from metakit.learners._options import require_sizes
 
 from ._loss import DiscriminatorLoss
 
@@ -53,7 +54,9 @@ class MetaGAN(eqx.Module):
     https://papers.nips.cc/paper/7504-metagan-an-adversarial-approach-to-few-shot-learning. It has no released code.
     Ours: the query set is the unlabelled set; the generator is held constant in the classifier's adaptation, so it
     learns from how the adapted classifier sees its fakes and not from having changed it; batch norm sees fakes and real
-    examples together in adaptation (and in the frozen statistics of an inductive policy), apart in the query loss.
+    examples together in adaptation (and in the frozen statistics of an inductive policy). In the query loss the fakes
+    take the place of the queries: they are a batch of their own under a transductive policy, and one with the support
+    set under a joint one. Real queries never share a batch with fakes.
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> keys = jax.random.split(jax.random.key(0), 3)
@@ -102,10 +105,7 @@ class MetaGAN(eqx.Module):
                 raise TypeError(f"{name} must be a network, called with a batch, got {type(network).__name__}.")
         if not isinstance(loss, DiscriminatorLoss):
             raise TypeError(f"loss must be an mk.metagan.DiscriminatorLoss, got {type(loss).__name__}.")
-        if noise_size < 1:
-            raise ValueError(
-                f"noise_size must be at least 1, got {noise_size}: without noise every fake of a task is the same."
-            )
+        require_sizes(noise_size=noise_size)  # without noise every fake of a task is the same
         if num_fakes is not None and num_fakes < 0:
             raise ValueError(f"num_fakes must be at least 0, got {num_fakes}. 0 trains the base learner alone.")
         if adapt_to_fakes and not (hasattr(base, "loss") and hasattr(base, "num_steps")):

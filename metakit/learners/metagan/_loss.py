@@ -9,7 +9,7 @@ from metakit import losses
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
-from metakit.learners._options import scalar
+from metakit.learners._options import not_negative, scalar
 
 
 @typed
@@ -55,7 +55,8 @@ class DiscriminatorLoss(eqx.Module):
     means; `"sum"`, `n` times that, so that MAML's `"sum/shot"` is `way` times the mean here as well; `"none"`, each
     example's own terms, `[n]`. A label outside `0..way` gives NaN.
 
-    **Raises:** `ValueError` for an unknown reduction, or a weight that is not one number.
+    **Raises:** `ValueError` for an unknown reduction; at construction, for a weight that is not one number of at
+    least 0, or an offset that is not one number.
 
     **Source:** Zhang et al. 2018, "MetaGAN: An Adversarial Approach to Few-Shot Learning", section 3,
     https://papers.nips.cc/paper/7504-metagan-an-adversarial-approach-to-few-shot-learning
@@ -77,8 +78,8 @@ class DiscriminatorLoss(eqx.Module):
         fake_weight: Hyperparameter | ArrayLike = 1.0,
         offset: Hyperparameter | ArrayLike = 0.0,
     ):
-        self.unlabelled_weight = scalar("unlabelled_weight", unlabelled_weight)
-        self.fake_weight = scalar("fake_weight", fake_weight)
+        self.unlabelled_weight = not_negative("unlabelled_weight", unlabelled_weight)
+        self.fake_weight = not_negative("fake_weight", fake_weight)
         self.offset = scalar("offset", offset)
 
     @typed

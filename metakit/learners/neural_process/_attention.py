@@ -11,10 +11,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from metakit import nn
 from metakit._errors import require_option
-from metakit._hyperparameter import Hyperparameter, as_hyperparameter
+from metakit._hyperparameter import Hyperparameter
 from metakit._tree import as_float_array
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
+from metakit.learners._options import positive
 
 KINDS = ("uniform", "laplace", "dot", "multihead")
 
@@ -79,7 +80,7 @@ class Attention(eqx.Module):
         embed = nn.MLP(in_size, width, width, 1, weight_init=nn.xavier_uniform, key=embed_key)
         self.embed = None if uniform else embed
         self.heads = Heads(width, value_size, num_heads, key=head_key) if several else None
-        self.length_scale = as_hyperparameter(length_scale)
+        self.length_scale = positive("length_scale", length_scale)
         self.kind = kind  # pyright: ignore[reportAttributeAccessIssue]
 
     @typed

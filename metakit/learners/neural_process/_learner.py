@@ -11,7 +11,7 @@ from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._types import PRNGKey
-from metakit.learners._options import scalar
+from metakit.learners._options import fraction, positive, require_sizes
 
 from ._attention import KINDS, Attention
 from ._latent import LatentPath
@@ -92,8 +92,7 @@ class NeuralProcess(eqx.Module):
         min_scale: Hyperparameter | ArrayLike = 0.1,
         key: PRNGKey,
     ):
-        if min(in_size, out_size, width) < 1:
-            raise ValueError(f"in_size, out_size and width must be at least 1, got {in_size}, {out_size} and {width}.")
+        require_sizes(in_size=in_size, out_size=out_size, width=width)
         if not (latent or deterministic):
             raise ValueError("latent and deterministic are both False; without either, no prediction sees the support.")
         require_option("attention", attention, KINDS)
@@ -109,7 +108,7 @@ class NeuralProcess(eqx.Module):
                 value_size=width,
                 width=width,
                 num_heads=num_heads,
-                length_scale=scalar("length_scale", length_scale),
+                length_scale=positive("length_scale", length_scale),
                 key=attention_key,
             )
             features += width
@@ -117,5 +116,5 @@ class NeuralProcess(eqx.Module):
             self.latent = LatentPath(pair, latent_size, width=width, depth=encoder_depth, key=latent_key)
             features += latent_size
         self.decoder = nn.MLP(features, 2 * out_size, width, decoder_depth, weight_init=init, key=decoder_key)
-        self.min_scale = scalar("min_scale", min_scale)
+        self.min_scale = fraction("min_scale", min_scale, below_one=True)
         self.in_size, self.out_size = in_size, out_size

@@ -11,7 +11,7 @@ from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
-from metakit.learners._options import scalar
+from metakit.learners._options import fraction, positive, require_sizes
 from metakit.rl import SURROGATES, Surrogate
 
 Outer = Literal["ratio", "clipped"]
@@ -40,10 +40,10 @@ class RLMAML(eqx.Module):
       expectation nearly that of first-order MAML.
     - `outer`: the outer loss: `"ratio"` (the default), for trust region steps (`mk.train.TrustRegion`) and single
       gradient steps; or `"clipped"`, PPO's, for several steps on the same data (`mk.train.Epochs`).
-    - `clip`: $\epsilon$ of `"clipped"`; default 0.2.
-    - `discount`, `trace_decay`: $\gamma$ and $\lambda$; default 0.99 and 1, as published.
+    - `clip`: $\epsilon$ of `"clipped"`, above 0; default 0.2.
+    - `discount`, `trace_decay`: $\gamma$ and $\lambda$, from 0 to 1; default 0.99 and 1, as published.
     - `baseline`: `"linear"` (the default), `mk.rl.linear_baseline`; or `"none"`.
-    - `baseline_penalty`: its $\lambda$; default 1e-5.
+    - `baseline_penalty`: its $\lambda$, above 0; default 1e-5.
     - `standardise`: whether advantages are, static; default yes.
     - `adjoint`: how the inner loop is differentiated; default `mk.inner.Unrolled()`, the exact second order.
     - `select`: which leaves of the policy adapt; default all, the noise of a `GaussianPolicy` too.
@@ -101,8 +101,7 @@ class RLMAML(eqx.Module):
         for name, value, kind in (("inner", inner, AbstractSolver), ("adjoint", adjoint, AbstractAdjoint)):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} must be an mk.inner.{kind.__name__}, got {type(value).__name__}.")
-        if num_episodes < 1:
-            raise ValueError(f"num_episodes must be at least 1 for each inner step, got {num_episodes}.")
+        require_sizes(num_episodes=num_episodes)
         require_option("surrogate", surrogate, SURROGATES)
         require_option("outer", outer, get_args(Outer))
         require_option("baseline", baseline, get_args(Baseline))
@@ -114,11 +113,11 @@ class RLMAML(eqx.Module):
         self.num_episodes = num_episodes
         self.surrogate = surrogate
         self.outer = outer
-        self.clip = scalar("clip", clip)
-        self.discount = scalar("discount", discount)
-        self.trace_decay = scalar("trace_decay", trace_decay)
+        self.clip = positive("clip", clip)
+        self.discount = fraction("discount", discount)
+        self.trace_decay = fraction("trace_decay", trace_decay)
         self.baseline = baseline
-        self.baseline_penalty = scalar("baseline_penalty", baseline_penalty)
+        self.baseline_penalty = positive("baseline_penalty", baseline_penalty)
         self.standardise = standardise
         self.adjoint = adjoint
         self.select = select

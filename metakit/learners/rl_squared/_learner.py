@@ -7,7 +7,7 @@ from jaxtyping import ArrayLike
 
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
-from metakit.learners._options import scalar
+from metakit.learners._options import fraction, not_negative, positive, require_sizes
 from metakit.rl import AbstractRecurrentPolicy
 
 Objective = Literal["a2c", "ppo"]
@@ -78,14 +78,13 @@ class RLSquared(eqx.Module):
                 f"policy must be an mk.rl.AbstractRecurrentPolicy, got {type(policy).__name__}. "
                 "mk.rl_squared.RecurrentPolicy makes one of a network over sequences."
             )
-        if num_episodes < 1:
-            raise ValueError(f"num_episodes is the episodes of a trial and must be at least 1, got {num_episodes}.")
+        require_sizes(num_episodes=num_episodes)
         require_option("objective", objective, get_args(Objective))
         self.policy = policy
         self.num_episodes = num_episodes
         self.objective = objective
-        self.discount = scalar("discount", discount)
-        self.trace_decay = scalar("trace_decay", trace_decay)
-        self.clip = scalar("clip", clip)
-        self.value_weight = scalar("value_weight", value_weight)
-        self.entropy_weight = scalar("entropy_weight", entropy_weight)
+        self.discount = fraction("discount", discount)
+        self.trace_decay = fraction("trace_decay", trace_decay)
+        self.clip = positive("clip", clip)
+        self.value_weight = not_negative("value_weight", value_weight)
+        self.entropy_weight = not_negative("entropy_weight", entropy_weight)

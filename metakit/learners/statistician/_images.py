@@ -14,8 +14,9 @@ from metakit import nn
 from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
+from metakit.learners._options import require_sizes
 
-from ._learner import Statistician, check_sizes
+from ._learner import Statistician
 
 Norm = Callable[[int], Any]
 # Statistics of one image over all its channels: no image sees another, so a prediction depends on no other query.
@@ -71,7 +72,7 @@ class ImageEncoder(eqx.Module):
     def __init__(
         self, in_channels: int, image_size: int, *, width: int = 32, norm: Norm = _norm_of_one_image, key: PRNGKey
     ):
-        check_sizes(in_channels=in_channels, image_size=image_size, width=width)
+        require_sizes(in_channels=in_channels, image_size=image_size, width=width)
         channels = [in_channels, width, 2 * width, 4 * width]
         keys = iter(jax.random.split(key, 6))
         self.layers = tuple(
@@ -136,7 +137,7 @@ class ImageDecoder(eqx.Module):
         norm: Norm = _norm_of_one_image,
         key: PRNGKey,
     ):
-        check_sizes(in_size=in_size, out_channels=out_channels, image_size=image_size, width=width)
+        require_sizes(in_size=in_size, out_channels=out_channels, image_size=image_size, width=width)
         first_key, last_key, *keys = jax.random.split(key, 4)
         channels = [4 * width, 2 * width, width]
         features = channels[0] * _sides(image_size)[-1] ** 2
@@ -199,7 +200,7 @@ def of_images(
     >>> mk.statistician.of_images(1, 28, filters=4, key=jax.random.key(0)).likelihood
     'bernoulli'
     """
-    check_sizes(context_size=context_size, latent_size=latent_size, num_layers=num_layers)
+    require_sizes(context_size=context_size, latent_size=latent_size, num_layers=num_layers)
     encoder_key, decoder_key, key = jax.random.split(key, 3)
     encoder = ImageEncoder(in_channels, image_size, width=filters, norm=norm, key=encoder_key)
     hidden = num_layers * latent_size + context_size

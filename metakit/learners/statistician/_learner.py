@@ -11,7 +11,7 @@ from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._types import PRNGKey
-from metakit.learners._options import scalar
+from metakit.learners._options import fraction, not_negative, require_sizes
 
 _LIKELIHOODS = ("gaussian", "bernoulli")
 
@@ -93,7 +93,7 @@ class Statistician(eqx.Module):
         sample_dropout: Hyperparameter | ArrayLike = 0.0,
         key: PRNGKey,
     ):
-        check_sizes(context_size=context_size, latent_size=latent_size, num_layers=num_layers)
+        require_sizes(context_size=context_size, latent_size=latent_size, num_layers=num_layers)
         require_option("likelihood", likelihood, _LIKELIHOODS)
 
         pool_key, summary_key, *keys = jax.random.split(key, 2 + 2 * num_layers)
@@ -111,8 +111,8 @@ class Statistician(eqx.Module):
         )
         self.prior = tuple(network(size, 2 * latent_size, k) for size, k in zip(above, keys[1::2], strict=True))
         self.decode = decode
-        self.emphasis = scalar("emphasis", emphasis)
-        self.sample_dropout = scalar("sample_dropout", sample_dropout)
+        self.emphasis = not_negative("emphasis", emphasis)
+        self.sample_dropout = fraction("sample_dropout", sample_dropout, below_one=True)
         self.likelihood = likelihood  # pyright: ignore[reportAttributeAccessIssue]
         self.context_size, self.latent_size = context_size, latent_size
 
@@ -152,7 +152,8 @@ def of_vectors(
     >>> mk.statistician.of_vectors(1, key=jax.random.key(0)).context_size
     3
     """
-    check_sizes(in_size=in_size, context_size=context_size, latent_size=latent_size, num_layers=num_layers)
+    require_sizes(in_size=in_size, width=width, depth=depth)
+    require_sizes(context_size=context_size, latent_size=latent_size, num_layers=num_layers)
     decoder_key, key = jax.random.split(key)
     hidden = num_layers * latent_size + context_size
     decoder = nn.MLP(hidden, 2 * in_size, width, depth, weight_init=nn.xavier_uniform, key=decoder_key)
@@ -175,10 +176,3 @@ def of_vectors(
 def identity(x: Float[Array, "n *in"]) -> Float[Array, "n *in"]:
     """Vectors are their own features."""
     return x
-
-
-def check_sizes(**sizes: int) -> None:
-    """A model without one of these is another model."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
