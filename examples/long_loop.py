@@ -1,4 +1,4 @@
-"""5,000 inner steps in the memory of one: weight decays tuned by hypergradients through the whole of a training.
+"""5,000 inner steps in half a MiB, where the unroll takes 486: weight decays tuned by hypergradients.
 
 A network that overfits thirty noisy points learns a weight decay for each layer from a hundred points of validation, by
 running each training backwards. The plain unroll would store every step.

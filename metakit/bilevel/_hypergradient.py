@@ -1,5 +1,6 @@
 """The gradient of an outer loss through an inner loop."""
 
+import logging
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from metakit._types import Scalar
 from metakit.inner import AbstractAdjoint, AbstractSolver, Auto, Choice, Solution, choose_adjoint as choose_for_loop
 
 from ._paths import check_paths
-from ._problem import Bilevel, objective, solver_of, start_of
+from ._problem import Bilevel, check_hyper, objective, solver_of, start_of
 
 
 class Hypergradient(NamedTuple):
@@ -54,17 +55,19 @@ def hypergradient(
     **Arguments:**
 
     - `problem`: a `Bilevel`.
-    - `hyper`: $\lambda$, any PyTree with at least one floating-point array; all of those are differentiated.
+    - `hyper`: $\lambda$, any PyTree with at least one floating-point array; all of those are differentiated. Python
+      floats are refused, as they would not be.
     - `params`: $\theta_0$, any PyTree; `None` where the problem has an `init`.
     - `data`: whatever else the problem's functions use; not differentiated. Default `None`.
     - `adjoint`: how the inner loop is differentiated, one of `mk.inner`; default `"auto"`, an exact one by size
-      (`mk.choose_adjoint` says which, and why).
+      (`mk.choose_adjoint` says which, and why; so does the logger `"metakit"`, at level INFO).
 
     **Returns:** a `Hypergradient`: `value, gradient, solution = mk.hypergradient(...)`.
 
     **Raises:** `ValueError` when a hyperparameter acts only in ways of which the adjoint gives no gradient, when
-    `hyper` holds no floating-point array, when `params` is missing or given beside an `init`, and what the adjoint
-    itself raises: `mk.inner.Implicit` when the inner loop has not converged.
+    `hyper` holds a Python float or no floating-point array, when `params` is missing or given beside an `init`, and
+    what the adjoint itself raises: `mk.inner.Implicit` when the inner loop has not converged. `TypeError` for the class
+    of an adjoint in place of one.
 
     **Source:** Franceschi et al. 2018, "Bilevel Programming for Hyperparameter Optimization and Meta-Learning",
     equations 1 to 4, https://arxiv.org/abs/1806.04910.
@@ -80,8 +83,7 @@ def hypergradient(
     >>> float(value), float(gradient["rate"])  # of 1 - (1 - rate)**2
     (0.75, 1.0)
     """
-    if not inexact_leaves(hyper):
-        raise ValueError("hyper holds no floating-point array, so there is nothing to differentiate.")
+    check_hyper(hyper)
     chosen = resolve(adjoint, problem, hyper, params, data)
     check_paths(problem, chosen, hyper, params, data)
     dropped = chosen.dropped(problem.num_steps)
@@ -141,7 +143,15 @@ def resolve(
     adjoint: AbstractAdjoint | Literal["auto"], problem: Bilevel, hyper: Any, params: Any, data: Any
 ) -> AbstractAdjoint:
     """The adjoint itself."""
-    if isinstance(adjoint, AbstractAdjoint):
+    if isinstance(adjoint, type) and issubclass(adjoint, AbstractAdjoint):
+        raise TypeError(
+            f"adjoint must be an adjoint or 'auto', got the class {adjoint.__name__}: {adjoint.__name__}(...)."
+        )
+    if isinstance(adjoint, AbstractAdjoint) and not isinstance(adjoint, Auto):
         return adjoint
-    require_option("adjoint", adjoint, ["auto"])
-    return choose_adjoint(problem, hyper, params, data).adjoint
+    if not isinstance(adjoint, Auto):
+        require_option("adjoint", adjoint, ["auto"])
+        adjoint = Auto()
+    choice = choose_adjoint(problem, hyper, params, data, memory_limit=adjoint.memory_limit)
+    logging.getLogger("metakit").info("adjoint chosen for %s", choice.reason)
+    return choice.adjoint

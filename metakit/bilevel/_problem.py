@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Int
 
+from metakit._tree import inexact_leaves
 from metakit._types import Scalar
-from metakit.inner import AbstractAdjoint, AbstractSolver, Solution, check_steps
+from metakit.inner import SGD, AbstractAdjoint, AbstractSolver, Solution, check_steps
 
 
 class Bilevel(eqx.Module):
@@ -63,8 +65,24 @@ class Bilevel(eqx.Module):
                 f"init must be a function of the hyperparameters, got {type(self.init).__name__}. Give parameters that "
                 "do not depend on them with each call: mk.hypergradient(problem, hyper, params, data)."
             )
-        if isinstance(self.solver, AbstractSolver):
-            check_steps(self.solver, self.num_steps)
+        # A solver that is yet to be made may turn out to have fewer rates; `solve` checks it again.
+        check_steps(self.solver if isinstance(self.solver, AbstractSolver) else SGD(1.0), self.num_steps)
+
+
+def check_hyper(hyper: Any) -> None:
+    """Refuse hyperparameters that would get no gradient without a word."""
+    for path, leaf in jax.tree.leaves_with_path(hyper):
+        if isinstance(leaf, float):
+            raise ValueError(
+                f"hyper{jax.tree_util.keystr(path)} is the Python float {leaf}, which would get no gradient: give "
+                f"jnp.asarray({leaf}), or move it to data."
+            )
+    if not inexact_leaves(hyper):
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in jax.tree.leaves(hyper)})) or "nothing"
+        raise ValueError(
+            f"hyper holds no floating-point array, so there is nothing to differentiate; it holds {kinds}. Give "
+            "jnp.asarray(0.1), or a PyTree of such arrays."
+        )
 
 
 def objective(problem: Bilevel) -> Callable[[Any, Any, Int[Array, ""]], Scalar]:

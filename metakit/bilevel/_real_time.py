@@ -12,7 +12,7 @@ from metakit._tree import detached, from_vector, unit_directions
 from metakit.inner import Solution, check_steps
 
 from ._hypergradient import Hypergradient
-from ._problem import Bilevel, solver_of, start_of
+from ._problem import Bilevel, check_hyper, solver_of, start_of
 
 
 class RealTime(eqx.Module):
@@ -52,6 +52,7 @@ def start_real_time(problem: Bilevel, hyper: Any, params: Any = None) -> RealTim
     >>> int(mk.start_real_time(problem, jnp.ones(()), jnp.zeros(())).step)
     0
     """
+    check_hyper(hyper)
     floating, others = eqx.partition(hyper, eqx.is_inexact_array)
 
     def begin(floating: Any) -> Any:
@@ -114,6 +115,7 @@ def real_time_hypergradient(
     >>> float(value), float(gradient)
     (0.75, 0.75)
     """
+    check_hyper(hyper)
     floating, others = eqx.partition(hyper, eqx.is_inexact_array)
     check_steps(solver_of(problem, hyper), num_steps)
     data = detached(data)

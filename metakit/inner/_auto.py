@@ -1,5 +1,6 @@
 """Choose an adjoint from what the loop would cost."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +8,8 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from metakit._tree import inexact_leaves, tree_bytes
 
@@ -41,10 +44,11 @@ class Choice(NamedTuple):
 
 
 class Auto(AbstractAdjoint):
-    """The cheapest exact adjoint that fits: what `adjoint="auto"` means.
+    """The first exact adjoint of a list that fits: what `adjoint="auto"` means.
 
-    It chooses as `mk.inner.choose_adjoint` does, each time a loop is traced, which also says what it would choose and
-    why. It never chooses a biased adjoint (`FirstOrder`, `Truncated`, `Implicit`): such a gradient has to be asked for.
+    It chooses as `mk.inner.choose_adjoint` does, each time a loop is traced, and tells the logger `"metakit"` at level
+    INFO what it chose and why. It never chooses a biased adjoint (`FirstOrder`, `Truncated`, `Implicit`): such a
+    gradient has to be asked for.
 
     | | |
     |---|---|
@@ -89,6 +93,7 @@ class Auto(AbstractAdjoint):
         observe: Observe | None = None,
     ) -> Solution:
         chosen = choose_adjoint(objective, solver, params, args, num_steps, memory_limit=self.memory_limit)
+        logging.getLogger("metakit").info("adjoint chosen for %s", chosen.reason)
         return chosen.adjoint.solve(objective, solver, params, args, num_steps, observe=observe)
 
 
@@ -112,7 +117,7 @@ def choose_adjoint(
     | `Unrolled` | $K \le 5$: simplest, and has every kind of derivative | $K A$ |
     | `MixedMode` | | $K S + A$ |
     | `MixedMode(checkpointed=True)` | | $2\sqrt K S + A$ |
-    | `Reversible` | heavy-ball momentum, 64-bit mode: it moves the decays by up to $2^{-17}$ | see there, and $A$ |
+    | `Reversible` | momentum with known decays of at least 0.5, 64-bit mode; see its own limits | see there, and $A$ |
     | `Forward` | at most 32 hyperparameters, if their number is given | $N (S + A)$ |
 
     and if none is, the one with the smallest.
@@ -187,11 +192,19 @@ def _bytes_of_a_step(inputs: Inputs, loop: Loop) -> int:
 def _can_reverse(inputs: Inputs) -> bool:
     if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         return False
+    how, decays = Reversible(), []
+
+    def note(decay: Any) -> Any:
+        decays.append(decay)
+        return decay
+
     try:
-        Reversible().effective(inputs.solver, inputs.params)
+        how.effective(inputs.solver, inputs.params).with_decays(note)  # pyright: ignore[reportAttributeAccessIssue]
     except ValueError:
         return False
-    return True
+    # It refuses, or makes NaN of, smaller ones, and what is learned or traced may become one.
+    known = not any(isinstance(decay, Tracer) for decay in decays)
+    return known and all(np.all(np.asarray(decay) >= how.smallest_decay) for decay in decays)
 
 
 def _name(adjoint: AbstractAdjoint) -> str:

@@ -17,6 +17,7 @@ from ._adjoint import (
     split_params,
     step_indices,
 )
+from ._closures import refuse_traced_closures
 from ._segments import scan_in_segments
 from ._solver import AbstractSolver, Step
 
@@ -49,6 +50,9 @@ class MixedMode(AbstractAdjoint):
 
     - `checkpointed`: static; default `False`.
 
+    **Raises:** of `solve`: `ValueError` when the objective closes over an array that JAX is tracing; hand it in by
+    `args`.
+
     **Source:** Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG), ICML,
     https://arxiv.org/abs/2505.00793.
 
@@ -77,6 +81,7 @@ class MixedMode(AbstractAdjoint):
         observe: Observe | None = None,
     ) -> Solution:
         check_steps(solver, num_steps)
+        refuse_traced_closures(objective, params, args)
         adapted, rest = split_params(params)
 
         def value(p, a, index):

@@ -35,10 +35,10 @@ class Reversible(AbstractAdjoint):
     | | |
     |---|---|
     | time | about 5 evaluations of the inner gradient a step |
-    | memory | one step's activations; 16 bytes and about $\frac43 K \log_2(1/\mu)$ bits a parameter |
+    | memory | one step's activations; 16 bytes and about $1.4\,K$ bits a parameter, 0.24 with `Reversible(0.89)` |
     | gradients | params, args, solver: all exact, of the loop as it is taken |
 
-    At a decay of 0.9 these are 0.2 bits a step.
+    The bits are those for which `smallest_decay` makes room, whatever the decays are.
 
     What is taken is the loop with each decay moved to the nearest multiple of $2^{-16}$ (0.9 becomes 0.899994), and
     with values rounded to $2^{-52}$ and products with a decay to about $2^{-36}$. Only first derivatives, in reverse

@@ -52,6 +52,38 @@ def test_adam_and_a_function_that_makes_the_solver():
     assert report.agrees, report
 
 
+@pytest.mark.parametrize(
+    ("hyper", "message"),
+    [
+        ({"t": jnp.ones(()), "k": 0.5}, r"hyper\['k'\] is the Python float 0.5"),
+        ({"n": jnp.arange(2)}, r"no floating-point array.*it holds ArrayImpl"),
+    ],
+)
+def test_hyperparameters_that_would_get_no_gradient_are_refused(hyper, message):
+    """Catches a gradient of None, which an optimiser takes for a number that need not move."""
+    with pytest.raises(ValueError, match=message):
+        mk.hypergradient(decay[0], hyper, PARAMS, DATA)
+    with pytest.raises(ValueError, match=message):
+        mk.start_real_time(decay[0], hyper, PARAMS)
+
+
+def test_auto_says_what_it_chose_and_is_what_was_announced(caplog):
+    """Catches a choice that nobody can see, and an Auto with a limit that is decided by other facts than announced."""
+    problem, hyper, given = decay
+    tight = mk.choose_adjoint(problem, hyper, start(given), DATA, memory_limit=2000)
+    with caplog.at_level("INFO", logger="metakit"):
+        mk.hypergradient(problem, hyper, start(given), DATA, adjoint=mk.inner.Auto(2000))
+    assert tight.reason in caplog.text
+    with pytest.raises(TypeError, match=r"got the class MixedMode: MixedMode\(\.\.\.\)"):
+        mk.hypergradient(problem, hyper, start(given), DATA, adjoint=mk.inner.MixedMode)
+
+
+def test_steps_are_checked_where_the_solver_is_yet_to_be_made():
+    """Catches a negative count that only fails, or wraps around, in the middle of a training."""
+    with pytest.raises(ValueError, match="num_steps must be at least 0"):
+        mk.Bilevel(fit, validation, lambda hyper: mk.inner.SGD(0.1), -3)
+
+
 def test_it_is_pure_and_composes_with_jit_and_vmap():
     """Catches state, a side effect, or a check that needs known numbers: jit equals eager, and vmap over problems (data
     and hyperparameters) equals a loop."""

@@ -178,8 +178,12 @@ def test_mixed_mode_refuses_a_closed_over_input():
 
         return jnp.sum(mk.inner.MixedMode().solve(objective, mk.inner.SGD(0.1), jnp.ones(2), None, 2).params)
 
-    with pytest.raises(Exception, match="closed-over"):
-        jax.grad(outer)(jnp.ones(()))
+    message = r"closes over float64\[\], an array that an enclosing jit, vmap or grad is tracing"
+    for transformed, scale in ((jax.grad(outer), jnp.ones(())), (jax.jit(outer), jnp.ones(()))):
+        with pytest.raises(ValueError, match=message):
+            transformed(scale)
+    with pytest.raises(ValueError, match=message):
+        jax.vmap(jax.grad(outer))(jnp.ones(2))
 
 
 def test_mixed_mode_can_be_differentiated_twice():

@@ -155,8 +155,14 @@ def learner_with(adjoint, **options):
         (lambda: learner_with(inner.Implicit(), proximal=1.0), r"not converged after 4 steps"),
         (lambda: learner_with(inner.Reversible()), r"cannot undo the steps of SGD"),
         (lambda: learner_with(None, proximal=jnp.ones(2)), r"proximal must be one number, got shape \[2\]"),
+        (lambda: learner_with(inner.FirstOrder(), proximal=mk.learned(2.0)), r"proximal is learned, but FirstOrder"),
+        (lambda: learner_with(inner.Unrolled(), proximal=0.0), r"proximal must be a finite number above 0, got 0"),
+        (
+            lambda: maml.imaml(MODEL, inner=inner.SGD(0.1), num_steps=2, proximal=-1.0),
+            r"proximal must be .* above 0, got -1",
+        ),
     ],
-    ids=["implicit", "truncated", "learned_rate", "step_weights", "unfinished", "sgd", "shape"],
+    ids=["implicit", "truncated", "learned_rate", "step_weights", "unfinished", "sgd", "shape", "dropped", "0", "-1"],
 )
 def test_a_learner_whose_adjoint_drops_what_it_learns_is_refused(make, message):
     """Catches a learner that trains without an error and never learns: a meta-gradient of zero."""

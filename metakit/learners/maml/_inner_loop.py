@@ -48,6 +48,11 @@ def solve(
     dropped = learner.adjoint.dropped(learner.num_steps)
     if "params" in dropped and learner.proximal is not None:
         start = detached(start)
+    if "args" in dropped and learner.proximal is not None and learner.proximal.learned:
+        raise ValueError(
+            f"proximal is learned, but {type(learner.adjoint).__name__} gives no gradient of what the inner loss "
+            "depends on, so it would never move. Fix it (proximal=2.0), or use another adjoint: mk.inner.Unrolled()."
+        )
     if "solver" in dropped and not any(jax.tree.leaves(trainable(inner))):
         inner = detached(inner)
     return learner.adjoint.solve(objective, inner, start, args, learner.num_steps, observe=observe), args

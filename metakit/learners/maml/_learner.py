@@ -13,7 +13,7 @@ from metakit._hyperparameter import Hyperparameter, as_hyperparameter
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Auto, Unrolled, check_steps, select as selection
 from metakit.learners._network import check_instance, check_model
-from metakit.learners._options import scalar
+from metakit.learners._options import positive
 
 NormPolicy: TypeAlias = Literal["transductive", "inductive"]
 Reduction: TypeAlias = Literal["mean", "sum/shot"]
@@ -108,7 +108,7 @@ class MAML(eqx.Module):
         self.select = select
         self.step_weights = None if step_weights is None else _weights(step_weights, num_steps)
         self.norm_policy = norm_policy
-        self.proximal = None if proximal is None else scalar("proximal", proximal)
+        self.proximal = None if proximal is None else positive("proximal", proximal)
 
 
 class Adapted(eqx.Module):
