@@ -134,12 +134,12 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "relation": _METRIC_OMNIGLOT,
     "r2d2": _LONGER_OMNIGLOT,
     "lrd2": _LONGER_OMNIGLOT,
-    "versa": _LONGER_OMNIGLOT | {"rate": 1e-3},
+    "versa": _LONGER_OMNIGLOT | {"rate": 1e-3, "steps": 8000},
     "metagan": _METRIC_OMNIGLOT | {"steps": 4000},
     "snail": _METRIC_OMNIGLOT,
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 10_000, "validate_every": 2000},
     "meta-lstm": {"test_queries": 15, "steps": 5000, "validate_every": 1000},
-    "mann": {"steps": 10_000, "validate_every": 1000},
+    "mann": {"steps": 50_000, "schedule": "cooldown", "validate_every": 1000},
     "statistician": {"test_queries": 15, "steps": 20_000, "validate_every": 2000},
 }
 

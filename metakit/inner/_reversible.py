@@ -130,15 +130,21 @@ class Reversible(AbstractAdjoint):
 
 
 def _snap_checked(decay: Array) -> Array:
+    return snap(_inside(decay))
+
+
+def _inside(decay: Array) -> Array:
+    """The decay, which must be one where it is known."""
     # By numpy, as inside a compiled program even the comparison of known numbers is not known.
     known = None if isinstance(decay, Tracer) else np.asarray(decay)
     if known is not None and not np.all((known > 0) & (known < 1)):
         raise ValueError(
-            f"Reversible needs every decay (momentum) strictly between 0 and 1, got {known.tolist()}. A decay of 0 "
+            f"Reversible needs every decay (momentum) strictly between 0 and 1, got {known.tolist()} (nan stands for a "
+            "hyperparameter that has left the range). A decay of 0 "
             "forgets the velocity that the backward pass restores; without momentum use "
             "mk.inner.MixedMode(checkpointed=True)."
         )
-    return snap(decay)
+    return decay
 
 
 _SECOND = (
@@ -209,6 +215,8 @@ def _forward(inputs: Inputs, loop: Loop, how: Reversible) -> tuple[Solution, Num
         params = eqx.combine(like(numbers.position, inputs), inputs.rest)
         return numbers, (loss, None if loop.observe is None else loop.observe(params, inputs.args, index))
 
+    # Known by now, even where a decay is a hyperparameter, unless all of this is compiled.
+    inputs.solver.with_decays(_inside)
     numbers, (losses, observed) = jax.lax.scan(
         step, begin(inputs, loop, how.smallest_decay), step_indices(loop.num_steps)
     )

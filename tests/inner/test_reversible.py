@@ -316,6 +316,10 @@ def solved(w, solver=None, num_steps=5, adjoint=None, objective=None):
             r"nesterov=True\) cannot be reversed",
         ),
         (lambda: solved(jnp.ones(2), mk.inner.Momentum(0.1, 0.0)), r"between 0 and 1, got 0\.0.*forgets the velocity"),
+        (
+            lambda: jax.grad(lambda m: jnp.sum(solved(jnp.ones(2), mk.inner.Momentum(0.1, m))))(1.0),
+            r"momentum.*between 0 and 1",
+        ),
         (lambda: solved(jnp.ones(2), mk.inner.Momentum(0.1, 1.0)), r"strictly between 0 and 1, got 1\.0"),
         (lambda: mk.inner.Reversible(smallest_decay=1.0), r"smallest_decay must lie strictly between 0 and 1, got 1"),
         (lambda: solved(jnp.full(2, 2000.0)), r"hold values within ±1024.*diverge"),
