@@ -13,9 +13,9 @@ from metakit._errors import nearest
 from metakit.tasks import cache_directory
 
 from . import _evaluate, _train
-from ._algorithms import ALGORITHMS, OPTIONAL
+from ._algorithms import ALGORITHMS
 from ._config import Evaluate, List, Train, UsageError
-from ._presets import preset
+from ._presets import preset, unused_options
 
 _COMMANDS = ("train", "evaluate", "list")
 
@@ -105,10 +105,9 @@ def _presets() -> Table:
         *(Column(name.replace("_", "\n"), no_wrap=True, justify="right") for name in shown),
     )
     for name, entry in ALGORITHMS.items():
-        unused = OPTIONAL.keys() - set(entry.uses)
         for data in entry.data:
             if data == "folder":  # as glyphs
                 continue
-            values = preset(name, data)
+            values, unused = preset(name, data), unused_options(name, data)
             table.add_row(f"{name} {data}", *("" if key in unused else str(values[key]) for key in shown))
     return table

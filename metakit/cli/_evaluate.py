@@ -72,7 +72,7 @@ _OPTIONS = {
 def _overridden(trained: Settings, options: Evaluate) -> Settings:
     given = {name: getattr(options, own) for name, own in _OPTIONS.items()}
     changes = {name: value for name, value in given.items() if value is not None}
-    for name, why in unused_options(trained).items():
+    for name, why in unused_options(trained.algorithm, trained.data).items():
         if name in changes:
             raise UsageError(f"{option(_OPTIONS[name])} would not be used: {why}. Leave it out.")
     way = changes.get("test_way", trained.test_way)

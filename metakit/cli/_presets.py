@@ -6,7 +6,7 @@ from typing import TypeAlias
 from metakit._errors import nearest
 
 from ._algorithms import OPTIONAL, entry
-from ._config import DATA, ENVIRONMENTS, EVERY_CORE, REGRESSION, Settings, UsageError, option
+from ._config import DATA, ENVIRONMENTS, EVERY_CORE, IMAGES, REGRESSION, Settings, UsageError, option
 
 Preset: TypeAlias = dict[str, object]
 
@@ -234,25 +234,25 @@ _OF_CLASSES = ("way", "test_way", "norm_policy")
 _OF_EXAMPLES = ("shot", "test_shot", "queries", "test_queries")
 
 
-def unused_options(settings: Settings) -> dict[str, str]:
+def unused_options(algorithm: str, data: str) -> dict[str, str]:
     """The settings that a run would not use, and why not."""
-    known = entry(settings.algorithm)
-    unused = {name: f"{settings.algorithm} {why}" for name, why in OPTIONAL.items() if name not in known.uses}
-    if not settings.has_classes:
-        unused |= dict.fromkeys(_OF_CLASSES, f"--data {settings.data} has no classes and its network no batch norm")
-    if settings.data in ENVIRONMENTS:
-        unused |= dict.fromkeys(_OF_EXAMPLES, f"--data {settings.data} is learned from by acting, not from examples")
-    if settings.data not in ("omniglot", "folder"):
-        unused["path"] = f"--data {settings.data} is built in"
-    if settings.data != "omniglot":
-        unused["split"] = f"--data {settings.data} has its own split"
+    uses = entry(algorithm).uses
+    unused = {name: f"{algorithm} {why}" for name, why in OPTIONAL.items() if name not in uses}
+    if data not in IMAGES:
+        unused |= dict.fromkeys(_OF_CLASSES, f"--data {data} has no classes and its network no batch norm")
+    if data in ENVIRONMENTS:
+        unused |= dict.fromkeys(_OF_EXAMPLES, f"--data {data} is learned from by acting, not from examples")
+    if data not in ("omniglot", "folder"):
+        unused["path"] = f"--data {data} is built in"
+    if data != "omniglot":
+        unused["split"] = f"--data {data} has its own split"
     return unused
 
 
 def check_given(given: Collection[str], settings: Settings) -> None:
     """Refuse what contradicts itself before anything is loaded or written."""
     known = entry(settings.algorithm)
-    for name, why in unused_options(settings).items():
+    for name, why in unused_options(settings.algorithm, settings.data).items():
         if name in given:
             raise UsageError(f"{option(name)} would not be used: {why}. Leave it out.")
     if known.fixed_way and settings.has_classes and settings.test_way != settings.way:
