@@ -118,8 +118,7 @@ def _published_norm(channels: int) -> nn.BatchStatNorm:
 def reptile_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     """Reptile's network is MAML's with its last maps flattened.
 
-    Its inner rule is Adam without momentum, whose second moments live on from task to task as in the released code:
-    1,000 steps end at 77 % on Omniglot's validation classes (81 % at three times the rate), afresh for each at 62 %."""
+    Its inner rule is Adam without momentum, whose second moments live on from task to task as in the released code."""
     channels, size = _channels_and_size(pool)
     strided = (channels, size) == (1, 28)
     width, stride = (64, 2) if strided else (32, 1)

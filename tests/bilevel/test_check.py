@@ -121,3 +121,14 @@ def test_the_problem_stays_as_it_is():
     problem = dataclasses.replace(PROBLEM, solver=mk.inner.SGD(mk.fixed(jnp.asarray(0.05, jnp.float32))))
     mk.check_hypergradient(problem, {"log_decay": HYPER["log_decay"]}, PARAMS, DATA, against=())
     assert problem.solver.rate.value.dtype == jnp.float32
+
+
+def test_two_adjoints_of_one_kind_are_two_columns():
+    """Catches comparisons that overwrite each other by the name of their class."""
+    problem = mk.Bilevel(lambda w, h, data, step: (w - h) ** 2, lambda w, h, data: w**2, mk.inner.SGD(0.25), 3)
+    against = (mk.inner.Truncated(1), mk.inner.Truncated(2), mk.inner.Unrolled())
+    report = mk.check_hypergradient(problem, jnp.ones(()), jnp.zeros(()), against=against)
+    found = {row.against: row.error for row in report.rows}
+    assert list(found)[2:] == ["Truncated(last=1)", "Truncated(last=2)", "Unrolled"]
+    # Of 1 - 0.5**3 the last step alone has 0.5, the last two 0.75.
+    np.testing.assert_allclose([found[f"Truncated(last={h})"] for h in (1, 2)], [3 / 7, 1 / 7], rtol=1e-9)

@@ -33,7 +33,12 @@ def choose(num_steps, solver=MOMENTUM, width=16, **options):
         (6, {}, mk.inner.MixedMode(), r"state of every step"),
         (5, {"memory_limit": 150_000}, mk.inner.MixedMode(), r"MiB of 0\.143 MiB"),
         (1000, {"memory_limit": 1 << 20}, mk.inner.MixedMode(checkpointed=True), r"states of 2 sqrt\(K\) steps"),
-        (10_000, {"memory_limit": 1_200_000}, mk.inner.Reversible(), r"bits a step, and moves decays"),
+        (
+            10_000,
+            {"memory_limit": 1_200_000},
+            mk.inner.Reversible(),
+            r"bits a step, and moves decays",
+        ),
         (
             10_000,
             {"memory_limit": 500_000, "solver": mk.inner.SGD(0.1), "num_hyperparameters": 2},
@@ -51,9 +56,16 @@ def test_the_choice_and_its_reason(num_steps, options, expected, reason):
 
 
 def test_solvers_that_cannot_be_undone_are_never_given_to_reversible():
-    """Catches an automatic choice that then raises: Nesterov, no momentum, and 32-bit mode."""
-    for solver in (mk.inner.Momentum(0.1, 0.9, nesterov=True), mk.inner.Momentum(0.1, 0.0), mk.inner.SGD(0.1)):
+    """Catches an automatic choice that then raises: Nesterov, no momentum or too little, one that is traced and so may
+    be anything, and 32-bit mode."""
+    refused = [mk.inner.Momentum(0.1, decay) for decay in (0.0, 0.1, 0.49)]
+    for solver in (*refused, mk.inner.Momentum(0.1, 0.9, nesterov=True), mk.inner.SGD(0.1)):
         assert not isinstance(choose(10_000, solver, memory_limit=1_200_000).adjoint, mk.inner.Reversible)
+    chosen = []
+    learn = lambda decay: chosen.append(choose(10_000, mk.inner.Momentum(0.1, decay), memory_limit=1_200_000).adjoint)
+    jax.eval_shape(learn, jnp.asarray(0.9))
+    learn(jnp.asarray(0.9))
+    assert [isinstance(adjoint, mk.inner.Reversible) for adjoint in chosen] == [False, True]
     with jax.enable_x64(False):
         single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params_of(16), WIDE))
         solver = mk.inner.Momentum(0.1, 0.9)
