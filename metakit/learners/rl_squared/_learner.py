@@ -33,7 +33,8 @@ class RLSquared(eqx.Module):
     - `objective`: `"ppo"` (the default), `mk.rl.clipped_surrogate`; or `"a2c"`, the logarithm of the probability times
       the advantage. On fresh data both have one gradient; only PPO's holds for several steps on the same trials
       (`mk.train.Epochs`).
-    - `discount`: $\gamma$, from 0 to 1, a number or a `Hyperparameter`; default 0.99, from each step of the trial to the next.
+    - `discount`: $\gamma$, from 0 to 1, a number or a `Hyperparameter`; default 0.99, from each step of the trial to
+      the next.
     - `trace_decay`: $\lambda$, from 0 to 1; default 0.3, the published.
     - `clip`: $\epsilon$ of PPO, above 0; default 0.2.
     - `value_weight`, `entropy_weight`: $c_V$ and $c_H$, at least 0; default 0.5 and 0.01.
