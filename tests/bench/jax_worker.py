@@ -23,7 +23,7 @@ _SIDES: dict[str, Any] = {"metakit": MetakitSide, "naive": NaiveSide}
 class Answers:
     def __init__(self, side: str, devices: int):
         self._make, self._devices = _SIDES[side], devices
-        self._side: Any = None
+        self.side: Any = None
 
     def hello(self) -> dict[str, Any]:
         """What runs here."""
@@ -46,29 +46,29 @@ class Answers:
                 if "/" in name:
                     group, leaf = name.split("/", 1)
                     groups[group][leaf] = file[name]
-        self._side = self._make(workload, groups["weights"], groups["data"], self._devices)
+        self.side = self._make(workload, groups["weights"], groups["data"], self._devices)
 
     def first(self) -> dict[str, float]:
         """Seconds of the first call (tracing and compiling too), of the second, and of each step in that one."""
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            steps = self._side.step()
+            steps = self.side.step()
             seconds.append(time.perf_counter() - start)
         return {"first": seconds[0], "second": seconds[1], "per_step": seconds[1] / steps}
 
     def time(self, variant: str, seconds: float, most: int, warm: bool = True) -> list[float]:
-        return timed_calls(getattr(self._side, variant), seconds=seconds, most=most, warm=warm)
+        return timed_calls(getattr(self.side, variant), seconds=seconds, most=most, warm=warm)
 
     def check(self, into: str, float64: bool) -> None:
         if jax.config.jax_enable_x64 != float64:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError("the precision of a JAX process is chosen when it starts")
-        loss, gradient = self._side.check()
+        loss, gradient = self.side.check()
         np.savez(into, loss=np.float64(loss), **{f"gradient/{name}": value for name, value in gradient.items()})
 
     def temporary_bytes(self, times: int = 1) -> int:
         """Scratch memory of one step on so many times the workload's tasks."""
-        return self._side.temporary_bytes(times)
+        return self.side.temporary_bytes(times)
 
     def peak_bytes(self) -> dict[str, int | None]:
         """Of this process, and of the accelerator where it keeps an account."""

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import compare, flops, measure, report, scaling, targets, workers, workloads
+from bench import compare, flops, measure, operations, report, scaling, targets, workers, workloads
 
 HELLO = {
     "python": "3",
@@ -210,6 +210,23 @@ def test_the_command_runs_workloads(tmp_path):
     plain = record["workloads"]["proto60"]["differences"]["float64"]["JAX, vmap(lax.conv)"]
     assert plain["relative"] < compare.TOLERANCE
     assert ("No PyTorch here" in (tmp_path / "bench.md").read_text()) == ("torch" not in record["machine"])
+
+
+def test_operations_of_one_kind_are_one_row():
+    """A name that keeps its number would give each operation a row of its own."""
+    kinds = [operations.kind(name) for name in ("add_select_fusion.12", "dot", "dot.3.clone.1", "ynn_fusion_4")]
+    assert kinds == ["add_select_fusion", "dot", "dot.3.clone", "ynn_fusion"]
+
+
+@pytest.mark.slow
+def test_the_time_of_a_step_is_told_by_operation():
+    """An event that lost its name, or counted a loop beside what runs in it, would leave an empty or doubled table."""
+    found = operations.of_workload("sinusoid", operations.Options(smoke=True))
+    assert found.step > 0
+    # One inner step through three layers: six products at least, there and back, in every step.
+    products = [name for name in found.milliseconds if name.startswith(("ynn", "dot"))]
+    assert sum(found.count[name] for name in products) >= 6
+    assert not {"while", "call"} & set(found.milliseconds)
 
 
 @pytest.mark.slow
