@@ -296,6 +296,39 @@ def test_a_wrong_label_is_no_fake(algorithm, base):
         assert jnp.isnan(loss(learner, bad, KEY))
 
 
+@pytest.mark.parametrize("norm_policy", ["joint", pytest.param("transductive", marks=pytest.mark.slow)])
+def test_real_queries_share_no_batch_norm_with_fakes(norm_policy):
+    """Catches statistics that mix both, at which a classifier could look: images through networks with batch norm.
+
+    With weights on the fakes or without, the classifier's own loss must be the base learner's. The generator's images
+    must fit the pool's, and both players must get a gradient.
+    """
+    keys = jax.random.split(KEY, 5)
+    images = jax.random.uniform(keys[0], (12, 1, 16, 16))
+    labels = jnp.tile(jnp.arange(3), 4)
+    task = mk.Episode(mk.Examples(images[:6], labels[:6], way=3), mk.Examples(images[6:], labels[6:], way=3))
+    base = prototypical.Prototypical(mk.nn.Conv4(1, 16, width=4, key=keys[1]), norm_policy=norm_policy)
+    learner = against(
+        prototypical,
+        base,
+        generator=mk.nn.ImageGenerator(2 + 4, 1, 16, width=4, key=keys[2]),
+        encoder=mk.nn.Conv4(1, 16, width=4, key=keys[3]),
+    )
+
+    @eqx.filter_jit
+    def everything(learner):
+        loss = lambda learner: metagan.meta_loss(learner, task, keys[4])
+        return metagan.diagnostics(learner, task, keys[4]), eqx.filter_grad(loss)(learner)
+
+    found, gradient = everything(learner)
+    expected = eqx.filter_jit(prototypical.meta_loss)(base, task)
+    np.testing.assert_allclose(found.classification_loss, expected, rtol=1e-10)
+    for part in (gradient.base.embed, gradient.generator, gradient.encoder):
+        kernels = [leaf for leaf in jax.tree.leaves(part) if leaf.ndim == 4]
+        assert len(kernels) >= 2
+        assert all(float(jnp.abs(kernel).max()) > 0 for kernel in kernels)
+
+
 # Training
 
 

@@ -63,7 +63,7 @@ def test_published_widths(way, shot, widths, paper_dilation):
 
 @pytest.mark.parametrize("norm_policy", ["joint", "transductive"])
 def test_a_query_is_the_last_token_without_its_label(norm_policy):
-    """A label slot that is not zero, tokens in another order, or the output of another token."""
+    """T14. A label slot that is not zero, tokens in another order, or the output of another token."""
     episode, learner = random_episode(KEY), small(norm_policy=norm_policy)
     labels = jnp.eye(3)[episode.support.y]
     support = jnp.concatenate([episode.support.x, labels], axis=1)
