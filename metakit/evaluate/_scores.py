@@ -15,13 +15,11 @@ from metakit._compile import compiled
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 from metakit.sharding import map_tasks, replicate
+from metakit.sharding._chunks import LARGE_TASK
 
-# Tasks of more numbers than this (images) run one after another on a CPU, as in training: convolutions with
-# per-task weights are faster that way.
-_LARGE_TASK = 4096
-# Otherwise as many at once as keep the inputs near 4M numbers, up to these. Measured on 2 CPU cores, MAML on
-# 10,000 sinusoids at 0 to 10 steps: 0.7 CPU seconds for 32 to 256 at once, 1.0 for 1024 and 1.9 for all of
-# them, whose activations leave the cache. An accelerator needs more to be busy.
+# Tasks that are not large run as many at once as keep the inputs near 4M numbers, up to these. Measured on 2 CPU
+# cores, MAML on 10,000 sinusoids at 0 to 10 steps: 0.7 CPU seconds for 32 to 256 at once, 1.0 for 1024 and 1.9 for
+# all of them, whose activations leave the cache. An accelerator needs more to be busy.
 _NUMBERS_AT_ONCE = 1 << 22
 _MOST_TASKS_AT_ONCE = {"cpu": 256}
 _MOST_TASKS_ELSEWHERE = 1024
@@ -33,7 +31,7 @@ def _choose_chunk(chunk: Any, sampler: Any, key: Any, mesh: Mesh | None) -> Any:
     task = eqx.filter_eval_shape(sampler, key)
     size = sum(leaf.size for leaf in jax.tree.leaves(task) if hasattr(leaf, "dtype"))
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    if platform == "cpu" and size > _LARGE_TASK:
+    if platform == "cpu" and size > LARGE_TASK:
         return 1
     most = _MOST_TASKS_AT_ONCE.get(platform, _MOST_TASKS_ELSEWHERE)
     return max(1, min(_NUMBERS_AT_ONCE // max(size, 1), most))
