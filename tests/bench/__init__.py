@@ -14,6 +14,6 @@ the sides of a workload are timed in turns, so that whatever else the machine do
 | `measure.py`, `compare.py` | one workload: check the sides against each other, then time them |
 | `targets.py`, `report.py` | the figures to reach; the table, for a terminal, as Markdown and as JSON |
 | `scaling.py`, `pictures.py` | curves over tasks, inner steps, way and image size |
-| `operations.py` | where the time of a step goes, by kind of compiled operation |
+| `operations.py`, `maps.py` | where the time of a step goes, by kind of operation; both forms of a convolution |
 | `bilevel.py`, `bilevel_*.py` | long inner loops: memory and time of every adjoint, beside PyTorch |
 """

@@ -89,6 +89,9 @@ class Answers:
 
 def main() -> None:
     answers = Answers(sys.argv[1], int(sys.argv[2]))
+    if jax.default_backend() != "cpu":
+        # float32 throughout, as the PyTorch sides have it: an accelerator would round products to fewer bits.
+        jax.config.update("jax_default_matmul_precision", "highest")
     names = ("hello", "load", "first", "time", "check", "temporary_bytes", "peak_bytes", "matmul_rate")
     serve({name: getattr(answers, name) for name in names})
 

@@ -184,7 +184,8 @@ def time_in_turns(
                 time.sleep(_SETTLE_SECONDS)
             # In the same minute as the rest: what is reached is a fraction of what the machine could do then.
             if ours:
-                rates.append(workers[ours[0]].ask("matmul_rate", size=2048, repeat=3))
+                size = 2048 if machine.hello["platform"] == "cpu" else 8192
+                rates.append(workers[ours[0]].ask("matmul_rate", size=size, repeat=3))
     reached = {"matmul_flop_per_second": statistics.median(rates)} if rates else {}
     return {"milliseconds": times, "workers": facts} | reached
 

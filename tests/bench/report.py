@@ -35,7 +35,9 @@ def _memory(facts: dict[str, Any]) -> str:
     if "peak_bytes" not in facts:
         return ""
     peak, start = (facts[when]["process"] / MIB for when in ("peak_bytes", "start_bytes"))
-    return f"{peak:,.0f} ({start:,.0f})"
+    device = facts["peak_bytes"]["device"]
+    own = "" if device is None else f"; device {device / MIB:,.0f}"
+    return f"{peak:,.0f} ({start:,.0f}){own}"
 
 
 def _difference(record: dict[str, Any], precision: str, side: str) -> str:
@@ -112,7 +114,7 @@ def targets_table(record: dict[str, Any]) -> Table:
         measured = ["not measured", "", ""]
         if found is not None:
             measured = [f"{_number(found[0])}{sign}", verdict(target, found[0]), found[1]]
-        limits = [f"{target.least:g}{sign}", stretch]
+        limits = ["" if target.least is None else f"{target.least:g}{sign}", stretch]
         rows.append([target.workload, target.what, measured[0], *limits, *measured[1:]])
     header = ["workload", "figure", "measured", "at least / most", "stretch", "verdict", "between"]
     return Table("Figures to reach", header, rows, [])

@@ -13,7 +13,7 @@ class Target:
 
     workload: str
     what: str
-    least: float
+    least: float | None  # None: to be reported
     stretch: float | None
     peers: tuple[str, ...] = ()  # of a ratio: the best of these; none for a number
 
@@ -37,6 +37,7 @@ TARGETS = (
     Target("conv4_heavy", "first call, from cache (s)", 1.5, None),
     Target("conv4_heavy", "temporary memory, 8 tasks (MiB)", 120, 60),
     Target("conv4_heavy", "temporary memory, 64 tasks (MiB)", 120, 60),
+    Target("conv4_heavy", "process peak, in PyTorch loop's", None, 1.0),
     Target(
         "proto60",
         "against PyTorch, the better of plain and channels_last",
@@ -76,14 +77,22 @@ def figure(target: Target, record: dict[str, Any]) -> tuple[float, str] | None:
     facts = record.get("times", {}).get("workers", {}).get("metakit 1")
     if facts is None:
         return None
-    numbers = {
+    ours, theirs = _peak(record, "metakit 1"), _peak(record, "torch loop")
+    numbers: dict[str, float | None] = {
+        "process peak, in PyTorch loop's": None if ours is None or theirs is None else ours / theirs,
         # Tracing and compiling: what the first call takes longer than the second.
         "first call, cold (s)": facts["cold"]["first"] - facts["cold"]["second"],
         "first call, from cache (s)": facts["cached"]["first"] - facts["cached"]["second"],
         "temporary memory, 8 tasks (MiB)": facts["temporary_bytes"] / MIB,
         "temporary memory, 64 tasks (MiB)": facts["temporary_bytes_8x_tasks"] / MIB,
     }
-    return numbers[target.what], "metakit"
+    number = numbers[target.what]
+    return None if number is None else (number, "metakit")
+
+
+def _peak(record: dict[str, Any], worker: str) -> float | None:
+    peak = record["times"]["workers"].get(worker, {}).get("peak_bytes")
+    return None if peak is None else peak["process"]
 
 
 def verdict(target: Target, value: float) -> str:
@@ -92,4 +101,6 @@ def verdict(target: Target, value: float) -> str:
 
     if target.stretch is not None and reached(target.stretch):
         return "stretch"
+    if target.least is None:
+        return "reported"
     return "met" if reached(target.least) else "NOT MET"

@@ -1,15 +1,17 @@
 """The benchmarks at a size that says nothing about speed: sides agree, a wrong one is caught, a missing one is said."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from bench import compare, flops, measure, operations, report, scaling, targets, workers, workloads
+from bench import compare, flops, maps, measure, operations, report, scaling, targets, workers, workloads
 
 HELLO = {
     "python": "3",
@@ -213,6 +215,31 @@ def test_the_command_runs_workloads(name, tmp_path):
     assert expected <= set(one["differences"]["float64"])
     assert all(found["relative"] < compare.TOLERANCE for found in one["differences"]["float64"].values())
     assert ("No PyTorch here" in (tmp_path / "bench.md").read_text()) == ("torch" not in record["machine"])
+
+
+@pytest.mark.parametrize("name", ["output", "input_gradient", "weight_gradient"])
+def test_both_forms_of_a_map_are_timed(name):
+    """A form that is not put in the place of the choice would time the same program twice."""
+    layer = maps.Layer(2, 8, 3, 4)
+    assert all(rate > 0 for rate in maps.rates(layer, name, rounds=1, tasks=2).values())
+    texts = []
+    for use_xla in maps.FORMS.values():
+        with maps.form(use_xla):
+            one = [operand[0] for operand in maps.operands(layer, name, 1)]
+            function = functools.partial(getattr(maps.maps, name), geometry=layer.geometry, platform="cpu")
+            texts.append(jax.jit(function).lower(*one).as_text())
+    assert ["convolution" in text for text in texts] == [True, False]
+
+
+def test_a_peak_is_held_to_the_peers():
+    """Dividing theirs by ours would call the larger one reached."""
+    record = measured(torch=True)
+    facts = record["workloads"]["conv4_heavy"]["times"]["workers"]
+    facts["metakit 1"] = facts["metakit 1"] | {"peak_bytes": {"process": 2**27, "device": None}}
+    assert "| process peak, in PyTorch loop's | 0.5 |  | 1 | stretch | metakit |" in report.markdown(record)
+    facts["metakit 1"] = facts["metakit 1"] | {"peak_bytes": {"process": 2**29, "device": 2**20}}
+    assert "| process peak, in PyTorch loop's | 2 |  | 1 | reported | metakit |" in report.markdown(record)
+    assert "; device 1" in report.markdown(record)
 
 
 def test_operations_of_one_kind_are_one_row():

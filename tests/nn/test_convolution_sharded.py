@@ -1,5 +1,7 @@
 """Convolution on two devices, where JAX must know over which of them a value varies."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,11 +65,13 @@ def test_replicated_weights_meet_varying_images():
 
 
 def test_named_sharding():
-    """XLA's partitioner splitting the patches wrongly."""
+    """XLA's partitioner splitting the patches wrongly, or gathering every task on every device."""
     x = jax.device_put(TASKS, NamedSharding(mesh(), P("task")))
     w = jax.device_put(W, NamedSharding(mesh(), P()))
-    gradient = jax.jit(lambda w, x: jax.vmap(jax.grad(adapted_loss), (None, 0))(w, x).mean(0))(w, x)
-    np.testing.assert_allclose(gradient, expected(jax.grad(adapted_loss)), atol=1e-10)
+    program = jax.jit(lambda w, x: jax.vmap(jax.grad(adapted_loss), (None, 0))(w, x).mean(0)).lower(w, x).compile()
+    np.testing.assert_allclose(program(w, x), expected(jax.grad(adapted_loss)), atol=1e-10)
+    assert len(re.findall(r"= \S+ all-reduce(?:-start)?\(", program.as_text())) == 1
+    assert "all-gather" not in program.as_text()
 
 
 def test_explicit_mesh_is_refused_with_the_cure():
