@@ -1,6 +1,7 @@
 """Helpers for errors that say what to try."""
 
 import difflib
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +33,24 @@ def require_option(argument: str, value: Any, options: Iterable[str]) -> None:
     """
     if value not in options:
         raise ValueError(f"{argument}={value!r} is not known. {nearest(str(value), options)}")
+
+
+def require_number(argument: str, value: Any) -> None:
+    """A `TypeError` that names the argument, for what is no number of Python's or NumPy's.
+
+    >>> require_number("rate", 0.1)
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument} must be a number, got {value!r}.")
+
+
+def require_whole(argument: str, value: Any) -> None:
+    """The same for what is no whole number.
+
+    >>> require_whole("num_steps", 5)
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{argument} must be a whole number, got {value!r}.")
 
 
 def raise_or_nan(bad: Flag, tree: Any, error: Callable[[], Exception]) -> Any:

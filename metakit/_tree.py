@@ -1,5 +1,6 @@
 """Small operations on PyTrees of arrays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -45,12 +46,18 @@ def detached(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
 
 
+def widest_dtype(arrays: Sequence[Array]) -> jnp.dtype:
+    """The dtype that holds the numbers of them all, also where JAX is told to promote nothing by itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays)
+
+
 def global_norm(tree: Any) -> Scalar:
     """Euclidean norm over every floating-point leaf, computed in the widest dtype present."""
     leaves = inexact_leaves(tree)
     if not leaves:
         return jnp.zeros(())
-    dtype = jnp.result_type(*leaves)
+    dtype = widest_dtype(leaves)
     squares = [jnp.sum(jnp.square(jnp.abs(leaf)).astype(dtype)) for leaf in leaves]
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 

@@ -66,8 +66,8 @@ def hypergradient(
 
     **Raises:** `ValueError` when a hyperparameter acts only in ways of which the adjoint gives no gradient, when
     `hyper` holds a Python float or no floating-point array, when `params` is missing or given beside an `init`, and
-    what the adjoint itself raises: `mk.inner.Implicit` when the inner loop has not converged. `TypeError` for the class
-    of an adjoint in place of one.
+    what the adjoint itself raises: `mk.inner.Implicit` when the inner loop has not converged. `TypeError` for an
+    adjoint that is none, such as the class of one.
 
     **Source:** Franceschi et al. 2018, "Bilevel Programming for Hyperparameter Optimization and Meta-Learning",
     equations 1 to 4, https://arxiv.org/abs/1806.04910.
@@ -147,6 +147,8 @@ def resolve(
         raise TypeError(
             f"adjoint must be an adjoint or 'auto', got the class {adjoint.__name__}: {adjoint.__name__}(...)."
         )
+    if not isinstance(adjoint, AbstractAdjoint | str):
+        raise TypeError(f"adjoint must be one of mk.inner, such as mk.inner.MixedMode(), or 'auto', got {adjoint!r}.")
     if isinstance(adjoint, AbstractAdjoint) and not isinstance(adjoint, Auto):
         return adjoint
     if not isinstance(adjoint, Auto):

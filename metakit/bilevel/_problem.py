@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Int
 
 from metakit._tree import inexact_leaves
@@ -72,7 +73,7 @@ class Bilevel(eqx.Module):
 def check_hyper(hyper: Any) -> None:
     """Refuse hyperparameters that would get no gradient without a word."""
     for path, leaf in jax.tree.leaves_with_path(hyper):
-        if isinstance(leaf, float):
+        if isinstance(leaf, float) and not isinstance(leaf, np.generic):  # NumPy's float64 is a float of Python's too
             raise ValueError(
                 f"hyper{jax.tree_util.keystr(path)} is the Python float {leaf}, which would get no gradient: give "
                 f"jnp.asarray({leaf}), or move it to data."

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from metakit._errors import require_whole
 from metakit._tree import inexact_leaves, tree_bytes
 
 from ._adjoint import AbstractAdjoint, Objective, Observe, Solution, make_step
@@ -61,7 +62,7 @@ class Auto(AbstractAdjoint):
     - `memory_limit`: bytes that the backward pass of **one** loop may keep, static; default 1 GiB. Loops that are
       mapped over, as tasks are, each keep so much.
 
-    **Raises:** `ValueError` for a `memory_limit` that is not positive.
+    **Raises:** `ValueError` for a `memory_limit` that is not positive, `TypeError` for one that is no whole number.
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> def adapted(w):
@@ -74,6 +75,7 @@ class Auto(AbstractAdjoint):
     memory_limit: int = eqx.field(static=True)
 
     def __init__(self, memory_limit: int = _GIB):
+        require_whole("Auto's memory_limit, in bytes,", memory_limit)
         if memory_limit <= 0:
             raise ValueError(f"memory_limit must be a positive number of bytes, got {memory_limit}.")
         self.memory_limit = memory_limit

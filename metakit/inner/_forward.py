@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from metakit._tree import from_vector, unit_directions
+from metakit._tree import from_vector, unit_directions, widest_dtype
 
 from ._adjoint import AbstractAdjoint, Objective, Observe, Solution
 from ._loop import Inputs, Loop, inexact, prepare, run
@@ -98,7 +98,7 @@ def _backward(jacobian: Any, cotangents: Solution, perturbed: Inputs, inputs: In
             is_leaf=lambda leaf: leaf is None,
         )
     )
-    dtype = jnp.result_type(*columns)
+    dtype = widest_dtype(columns)
     total = jnp.sum(jnp.stack([column.astype(dtype) for column in columns]), axis=0)
     moving = inexact(eqx.filter(inputs, perturbed))
     return from_vector(total, moving)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array
 
-from metakit._errors import raise_or_nan
-from metakit._tree import global_norm
+from metakit._errors import raise_or_nan, require_number
+from metakit._tree import global_norm, widest_dtype
 
 from ._adjoint import AbstractAdjoint, Objective, Observe, Solution
 from ._loop import Inputs, Loop, inexact, prepare, run, value_of
@@ -55,7 +55,8 @@ class Implicit(AbstractAdjoint):
     - `tolerance`: the largest residual that counts as converged, an absolute number in the unit of the gradient;
       default 1e-3, which suits a loss of size 1. `None` never checks.
 
-    **Raises:** `ValueError` for a negative `damping` or a `tolerance` that is not positive.
+    **Raises:** `ValueError` for a negative `damping` or a `tolerance` that is not positive; `TypeError` for what is no
+    number, or a `linear_solver` that is none.
 
     **Source:** Bengio 2000, "Gradient-based optimization of hyperparameters",
     https://doi.org/10.1162/089976600300015187; Pedregosa 2016, https://arxiv.org/abs/1602.02355; for
@@ -79,6 +80,14 @@ class Implicit(AbstractAdjoint):
         damping: float = 0.0,
         tolerance: float | None = 1e-3,
     ):
+        if linear_solver is not None and not isinstance(linear_solver, lx.AbstractLinearSolver):
+            raise TypeError(
+                f"Implicit's linear_solver must be one of lineax or mk.inner.Neumann, got {linear_solver!r}. Give a "
+                "damping or a tolerance by name, as in Implicit(damping=0.1)."
+            )
+        require_number("Implicit's damping", damping)
+        if tolerance is not None:
+            require_number("Implicit's tolerance", tolerance)
         if not damping >= 0:
             raise ValueError(f"damping must be at least 0, got {damping}. It is added to the Hessian's diagonal.")
         if tolerance is not None and not tolerance > 0:
@@ -163,27 +172,35 @@ def _minimise(inputs: Inputs, loop: Loop) -> tuple[Solution, Array]:
 def _solve(slope: Any, params: Any, v: Any, how: Implicit) -> tuple[Any, Array]:
     """The solution of $(H + \\delta I) u = v$, and whether the solver failed."""
 
+    # A linear solver takes inner products of whole trees, so that all of its leaves have one dtype.
+    dtype = widest_dtype(jax.tree.leaves(v))
+
     def product(direction: Any) -> Any:
-        curved = jax.jvp(slope, (params,), (direction,))[1]
-        return jax.tree.map(lambda h, d: h + jnp.asarray(how.damping, d.dtype) * d, curved, direction)
+        curved = jax.jvp(slope, (params,), (_like(params, direction),))[1]
+        return jax.tree.map(lambda h, d: h.astype(dtype) + jnp.asarray(how.damping, dtype) * d, curved, direction)
 
     leaves = jax.tree.leaves(v)
-    size, eps = sum(leaf.size for leaf in leaves), float(jnp.finfo(jnp.result_type(*leaves)).eps)
+    size, eps = sum(leaf.size for leaf in leaves), max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
     linear_solver = how.linear_solver
     if linear_solver is None:
         tolerance = eps ** (2 / 3)
         linear_solver = lx.CG(rtol=tolerance, atol=tolerance, max_steps=min(10 * size, _MAX_STEPS))
     # The tag says only that v H v is not negative, which holds at a minimum.
-    operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: v), lx.positive_semidefinite_tag)
     length = global_norm(v)
     length = jnp.where(length == 0, jnp.ones_like(length), length)
-    unit = jax.tree.map(lambda leaf: leaf / length.astype(leaf.dtype), v)
+    unit = jax.tree.map(lambda leaf: leaf.astype(dtype) / length, v)
+    operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: unit), lx.positive_semidefinite_tag)
     solved = lx.linear_solve(operator, unit, linear_solver, throw=False)
     failed = solved.result != lx.RESULTS.successful
     if how.linear_solver is not None:
         failed = failed & (solved.result != lx.RESULTS.max_steps_reached)
-    u = jax.tree.map(lambda leaf: leaf * length.astype(leaf.dtype), solved.value)
-    return u, failed | ~jnp.isfinite(global_norm(u))
+    u = jax.tree.map(lambda leaf: leaf * length, solved.value)
+    return _like(params, u), failed | ~jnp.isfinite(global_norm(u))
+
+
+def _like(params: Any, tree: Any) -> Any:
+    """The tree in the dtypes of the parameters."""
+    return jax.tree.map(lambda leaf, new: new.astype(leaf.dtype), params, tree)
 
 
 def _last(loop: Loop) -> Array:

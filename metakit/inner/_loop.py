@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array
 
 from ._adjoint import Carry, Objective, Observe, Solution, check_steps, make_step, split_params, step_indices
+from ._closures import refuse_traced_closures
 from ._solver import AbstractSolver
 
 
@@ -33,6 +34,7 @@ def prepare(
 ) -> tuple[Inputs, Loop]:
     """Checked arguments of `solve`, sorted into what varies and what does not."""
     check_steps(solver, num_steps)
+    refuse_traced_closures(objective, params, args)
     adapted, rest = split_params(params)
     return Inputs(adapted, rest, args, solver), Loop(objective, observe, num_steps)
 

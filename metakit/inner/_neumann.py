@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 
+from metakit._errors import require_number, require_whole
 from metakit._tree import global_norm
 
 
@@ -24,7 +25,8 @@ class Neumann(lx.AbstractLinearSolver):
     - `num_terms`: $J \ge 0$, products with $A$; static. Each shrinks the error by $\lVert I - \rho A\rVert$.
     - `rate`: $\rho > 0$, a Python float; static.
 
-    **Raises:** `ValueError` for `num_terms` below 0 or a `rate` that is not positive.
+    **Raises:** `ValueError` for `num_terms` below 0 or a `rate` that is not positive; `TypeError` for what is no
+    number.
 
     **Source:** Lorraine, Vicol and Duvenaud 2020, "Optimizing Millions of Hyperparameters by Implicit
     Differentiation", section 3.2 and algorithm 3, https://arxiv.org/abs/1911.02590.
@@ -39,6 +41,8 @@ class Neumann(lx.AbstractLinearSolver):
     rate: float = eqx.field(static=True)
 
     def __init__(self, num_terms: int, rate: float):
+        require_whole("Neumann's num_terms", num_terms)
+        require_number("Neumann's rate", rate)
         if num_terms < 0 or not rate > 0:
             raise ValueError(
                 f"Neumann needs num_terms >= 0 and a rate above 0, got num_terms={num_terms} and rate={rate}. The "

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from metakit._errors import require_whole
 from metakit._tree import detached
 
 from ._adjoint import (
@@ -19,6 +20,7 @@ from ._adjoint import (
     split_params,
     step_indices,
 )
+from ._closures import refuse_traced_closures
 from ._loop import refuse_gradient
 from ._mixed_mode import mixed_value_and_gradient
 from ._solver import AbstractSolver
@@ -48,7 +50,7 @@ class Truncated(AbstractAdjoint):
 
     - `last`: $h$, the steps that are differentiated, static, at least 1.
 
-    **Raises:** `ValueError` for `last` below 1.
+    **Raises:** `TypeError` for a `last` that is no whole number, `ValueError` for one below 1.
 
     **Source:** Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization", section 3,
     https://arxiv.org/abs/1810.10667.
@@ -64,6 +66,7 @@ class Truncated(AbstractAdjoint):
     last: int = eqx.field(static=True)
 
     def __init__(self, last: int):
+        require_whole("Truncated's last", last)
         if last < 1:
             raise ValueError(f"Truncated's last must be at least 1, got {last}: no step would have a gradient.")
         self.last = last
@@ -82,6 +85,7 @@ class Truncated(AbstractAdjoint):
         observe: Observe | None = None,
     ) -> Solution:
         check_steps(solver, num_steps)
+        refuse_traced_closures(objective, params, args)
         early = max(num_steps - self.last, 0)
         adapted, rest = split_params(params)
 

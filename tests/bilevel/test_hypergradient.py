@@ -67,6 +67,23 @@ def test_hyperparameters_that_would_get_no_gradient_are_refused(hyper, message):
         mk.start_real_time(decay[0], hyper, PARAMS)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.asarray])
+@pytest.mark.parametrize("adjoint", [mk.inner.Unrolled(), mk.inner.MixedMode(), mk.inner.Forward()], ids=repr)
+def test_numbers_of_numpy_are_hyperparameters_and_integers_may_stand_among_the_data(kind, adjoint):
+    """Catches NumPy's float64, a subclass of Python's float, refused as one, and labels that stop a custom rule."""
+    problem = mk.Bilevel(
+        lambda w, h, data, step: h * jnp.sum(w[data["chosen"]] ** 2),
+        lambda w, h, data: jnp.sum(w[data["numpy"]]),
+        mk.inner.SGD(jnp.asarray(0.5, jnp.result_type(kind(0.1)))),
+        2,
+    )
+    hyper = kind(0.1)
+    weights = jnp.ones(2, jnp.result_type(hyper))
+    data = {"chosen": jnp.asarray([0]), "numpy": np.asarray([0])}
+    gradient = mk.hypergradient(problem, hyper, weights, data, adjoint=adjoint).gradient
+    np.testing.assert_allclose(gradient, 2 * (1 - 0.1) * -1, rtol=1e-6)  # of (1 - h)^2
+
+
 def test_auto_says_what_it_chose_and_is_what_was_announced(caplog):
     """Catches a choice that nobody can see, and an Auto with a limit that is decided by other facts than announced."""
     problem, hyper, given = decay
@@ -76,6 +93,8 @@ def test_auto_says_what_it_chose_and_is_what_was_announced(caplog):
     assert tight.reason in caplog.text
     with pytest.raises(TypeError, match=r"got the class MixedMode: MixedMode\(\.\.\.\)"):
         mk.hypergradient(problem, hyper, start(given), DATA, adjoint=mk.inner.MixedMode)
+    with pytest.raises(TypeError, match=r"adjoint must be one of mk\.inner, .* or 'auto', got None"):
+        mk.hypergradient(problem, hyper, start(given), DATA, adjoint=None)
 
 
 def test_steps_are_checked_where_the_solver_is_yet_to_be_made():

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import optax
 import pytest
@@ -169,14 +170,25 @@ def test_vmap_over_problems_is_a_loop(adjoint):
         np.testing.assert_allclose(together[i], one({k: leaf[i] for k, leaf in batch.items()}), rtol=1e-12)
 
 
-def test_mixed_mode_refuses_a_closed_over_input():
-    """Catches a silent zero where a differentiable input is not in args."""
+CUSTOM_RULES = {
+    "MixedMode": (mk.inner.MixedMode(), mk.inner.SGD(0.1)),
+    "Truncated": (mk.inner.Truncated(1), mk.inner.SGD(0.1)),
+    "Forward": (mk.inner.Forward(), mk.inner.SGD(0.1)),
+    "Implicit": (mk.inner.Implicit(tolerance=None), mk.inner.SGD(0.1)),
+    "Reversible": (mk.inner.Reversible(), mk.inner.Momentum(0.1, 0.9)),
+}
+
+
+@pytest.mark.parametrize("name", CUSTOM_RULES)
+def test_a_custom_rule_refuses_a_closed_over_input(name):
+    """Catches a silent zero, or an error that names nothing, where a differentiable input is not in args."""
+    adjoint, solver = CUSTOM_RULES[name]
 
     def outer(scale):
         def objective(w, args, step):
             return scale * jnp.sum(w**2)
 
-        return jnp.sum(mk.inner.MixedMode().solve(objective, mk.inner.SGD(0.1), jnp.ones(2), None, 2).params)
+        return jnp.sum(adjoint.solve(objective, solver, jnp.ones(2), None, 2).params)
 
     message = r"closes over float64\[\], an array that an enclosing jit, vmap or grad is tracing"
     for transformed, scale in ((jax.grad(outer), jnp.ones(())), (jax.jit(outer), jnp.ones(()))):
@@ -184,6 +196,60 @@ def test_mixed_mode_refuses_a_closed_over_input():
             transformed(scale)
     with pytest.raises(ValueError, match=message):
         jax.vmap(jax.grad(outer))(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "adjoint",
+    [
+        mk.inner.Unrolled(),
+        mk.inner.MixedMode(),
+        mk.inner.Truncated(40),
+        mk.inner.Forward(),
+        mk.inner.Implicit(tolerance=0.1),
+        mk.inner.Implicit(lx.GMRES(rtol=1e-2, atol=1e-2), tolerance=0.1),
+        mk.inner.Implicit(mk.inner.Neumann(50, 0.3), tolerance=0.1),
+    ],
+    ids=lambda adjoint: type(adjoint).__name__ + type(getattr(adjoint, "linear_solver", None)).__name__,
+)
+def test_parameters_of_two_dtypes(adjoint):
+    """Catches a solver that is handed vectors of two dtypes, and an implicit promotion: the suite forbids those.
+
+    Every minimum is the target, so the derivative of the sum of five is 5; the tolerance is bfloat16's last bit, 2^-8,
+    in each of its roundings.
+    """
+    params = {"single": jnp.zeros(3, jnp.float32), "half": jnp.zeros(2, jnp.bfloat16)}
+
+    def objective(w, target, step):
+        return 0.5 * jnp.sum((w["single"] - target) ** 2) + jnp.sum((w["half"].astype(jnp.float32) - target) ** 2)
+
+    def total(target):
+        found = adjoint.solve(objective, mk.inner.SGD(0.3), params, target, 40).params
+        return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(found))
+
+    gradient = jax.grad(total)(jnp.ones((), jnp.float32))
+    assert gradient.dtype == jnp.float32
+    np.testing.assert_allclose(gradient, 5.0, rtol=4 * 2**-8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: mk.inner.Implicit(0.1),
+            r"linear_solver must be one of lineax .*got 0\.1\. .*Implicit\(damping=0\.1\)",
+        ),
+        (lambda: mk.inner.Implicit(damping="0.1"), r"Implicit's damping must be a number, got '0\.1'"),
+        (lambda: mk.inner.Implicit(tolerance=True), r"Implicit's tolerance must be a number, got True"),
+        (lambda: mk.inner.Truncated(2.5), r"Truncated's last must be a whole number, got 2\.5"),
+        (lambda: mk.inner.Neumann(2.5, 0.1), r"Neumann's num_terms must be a whole number, got 2\.5"),
+        (lambda: mk.inner.Neumann(2, "fast"), r"Neumann's rate must be a number, got 'fast'"),
+        (lambda: mk.inner.Auto("1GB"), r"Auto's memory_limit, in bytes, must be a whole number, got '1GB'"),
+    ],
+)
+def test_an_option_of_another_type(make, message):
+    """Catches a comparison of text and number, in whose error the argument has no name."""
+    with pytest.raises(TypeError, match=message):
+        make()
 
 
 def test_mixed_mode_can_be_differentiated_twice():
