@@ -26,9 +26,8 @@ def pools(omniglot: pathlib.Path | None) -> dict[str, mk.tasks.ImagePool]:
     return {part: load(part=part) for part in ("train", "val", "test")}
 
 
-def with_fixed_statistics(learner: mk.statistician.Statistician, images: jax.Array) -> mk.statistician.Statistician:
-    """The learner with its encoder's batch norm fixed on training images: no test image then sees another."""
-    return eqx.tree_at(lambda l: l.encode, learner, mk.nn.freeze_statistics(learner.encode, images))
+# Batch norm with the statistics of training sets: no test image then sees another.
+freeze = eqx.filter_jit(mk.statistician.freeze_statistics)
 
 
 def main(
@@ -39,7 +38,6 @@ def main(
     filters: int = 16,
     context_size: int = 128,
     sample_dropout: float = 0.5,
-    emphasis: float = 1.0,
     rate: float = 2e-3,
     validate_every: int = 250,
     num_tasks: int = 1000,
@@ -48,23 +46,20 @@ def main(
     config = {name: value for name, value in locals().items() if name not in ("run", "omniglot", "num_tasks")}
     images = pools(omniglot)
     train = mk.tasks.Episodes(images["train"], sets, 1, SET_SIZE - 1)
-    learner_key, train_key, image_key = jax.random.split(jax.random.key(seed), 3)
+    learner_key, train_key, sets_key = jax.random.split(jax.random.key(seed), 3)
     learner = mk.statistician.of_images(
         *images["train"].images.shape[2:4],
         context_size=context_size,
         filters=filters,
-        norm=mk.nn.BatchStatNorm,
-        emphasis=emphasis,
         sample_dropout=sample_dropout,
         key=learner_key,
     )
     optimiser = mk.train.adam(rate, schedule="cosine", num_steps=steps)
     state = mk.train.init(learner, optimiser, key=train_key, trainable=mk.trainable)
-    many = min(500, len(images["train"].names))
-    reference = mk.tasks.Episodes(images["train"], many, 1, 1)(image_key).query.x
+    sets_of_many = mk.tasks.Episodes(images["train"], min(200, len(images["train"].names)), 1, SET_SIZE - 1)(sets_key)
 
     def accuracy(learner: mk.statistician.Statistician, part: str, num_tasks: int) -> mk.evaluate.Interval:
-        fixed, tasks = with_fixed_statistics(learner, reference), mk.tasks.Episodes(images[part], *TEST)
+        fixed, tasks = freeze(learner, sets_of_many, sets_key), mk.tasks.Episodes(images[part], *TEST)
         metrics = {"accuracy": mk.metrics.accuracy}
         scores = mk.evaluate.scores(
             mk.statistician, fixed, tasks, jax.random.key(seed + 1000), num_tasks=num_tasks, metrics=metrics
@@ -86,6 +81,7 @@ def main(
             validate=lambda learner: accuracy(learner, "val", min(200, num_tasks)),
             validate_every=validate_every,
             best="highest",
+            anneal=functools.partial(mk.statistician.anneal_emphasis, halve_every=max(steps // 100, 1)),
             checkpoints=checkpoints,
             on_event=say,
         )
@@ -103,7 +99,6 @@ if __name__ == "__main__":
     parser.add_argument("--filters", type=int, default=16)
     parser.add_argument("--context-size", type=int, default=128)
     parser.add_argument("--sample-dropout", type=float, default=0.5)
-    parser.add_argument("--emphasis", type=float, default=1.0)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--num-tasks", type=int, default=1000)

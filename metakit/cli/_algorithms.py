@@ -29,7 +29,7 @@ from metakit.learners import (
 )
 from metakit.tasks import ImagePool
 
-from . import _learners
+from . import _generative, _learners
 from ._config import IMAGES, LINES, Settings, UsageError
 from ._environments import BANDITS, NAVIGATION
 from ._forms import CURVES, EPISODES, GAUSSIAN_CURVES, ORDERED_EPISODES, SEQUENCES, AbstractForm
@@ -92,8 +92,12 @@ def _none(settings: Settings) -> optax.GradientTransformation:
     return optax.identity()
 
 
-def _as_it_is(settings: Settings, learner: Any) -> Any:
+def _nothing(settings: Settings) -> None:
     del settings
+
+
+def _as_it_is(settings: Settings, learner: Any, pool: ImagePool | None) -> Any:
+    del settings, pool
     return learner
 
 
@@ -110,7 +114,8 @@ class Entry:
     - `fixed_way`: whether its network is built for one number of classes.
     - `optimiser`: of the outer loop.
     - `rule`: what an outer step is, as in `mk.train.fit`.
-    - `as_tested`: the learner as it is tested, where that differs.
+    - `anneal`: a schedule of the learner's own numbers, as in `mk.train.fit`; mostly none.
+    - `as_tested`: the learner as it is tested, where that differs; from settings, learner and training images.
     - `untrained`: how a learner that was not meta-trained does its best: what that is, and the learner.
     - `chunk`: how many tasks of a device run at once, as in `mk.train.fit`.
     - `reports_steps`: whether the test score after each inner step is reported, which takes `maml.path`.
@@ -125,13 +130,14 @@ class Entry:
     fixed_way: bool = False
     optimiser: Callable[[Settings], optax.GradientTransformation] = adam
     rule: Callable[..., Any] = train.step
-    as_tested: Callable[[Settings, Any], Any] = _as_it_is
+    anneal: Callable[[Settings], Callable[[Any, Any], Any] | None] = _nothing
+    as_tested: Callable[[Settings, Any, ImagePool | None], Any] = _as_it_is
     untrained: Callable[[Settings, Any], tuple[str, Any]] | None = None
     chunk: int | Literal["auto"] | None = "auto"
     reports_steps: bool = False
 
 
-def _of_maml(configure: Callable[..., Any], about: str, *, learns_rates: bool = False) -> Entry:
+def _of_maml(configure: Callable[..., Any], about: str, *, learns_rates: bool = False, **options: Any) -> Entry:
     return Entry(
         maml,
         _learners.maml_like(configure, learns_rates=learns_rates),
@@ -142,13 +148,14 @@ def _of_maml(configure: Callable[..., Any], about: str, *, learns_rates: bool = 
         as_tested=_learners.with_test_steps(maml.with_num_steps),
         untrained=_learners.adapted_at_length,
         reports_steps=True,
+        **options,
     )
 
 
 def _neural_process(about: str, **options: Any) -> Entry:
     return Entry(
         neural_process,
-        _learners.neural_process_learner(**options),
+        _generative.neural_process_learner(**options),
         about,
         uses=(*_ADAM, "queries", "test_queries"),
         data=("gp",),
@@ -161,7 +168,9 @@ ALGORITHMS = {
     "anil": _of_maml(maml.anil, "only the head adapts (Raghu et al. 2020)"),
     "boil": _of_maml(maml.boil, "only the body adapts (Oh et al. 2021)"),
     "meta-sgd": _of_maml(maml.meta_sgd, "a learned rate per parameter (Li et al. 2017)", learns_rates=True),
-    "mamlpp": _of_maml(maml.mamlpp, "MAML++ (Antoniou et al. 2019)", learns_rates=True),
+    "mamlpp": _of_maml(
+        maml.mamlpp, "MAML++ (Antoniou et al. 2019)", learns_rates=True, anneal=_learners.mamlpp_schedule
+    ),
     "reptile": Entry(
         reptile,
         _learners.reptile_learner,
@@ -230,9 +239,11 @@ ALGORITHMS = {
     ),
     "statistician": Entry(
         statistician,
-        _learners.statistician_learner,
+        _generative.statistician_learner,
         "the Neural Statistician (Edwards and Storkey 2017)",
         uses=(*_ADAM, "queries", "test_queries"),
+        anneal=_generative.statistician_schedule,
+        as_tested=_generative.statistician_as_tested,
     ),
     "rl-maml": Entry(
         rl_maml,
@@ -285,6 +296,6 @@ def build_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) ->
     return entry(settings.algorithm).build(settings, pool, key)
 
 
-def as_tested(settings: Settings, learner: Any) -> Any:
+def as_tested(settings: Settings, learner: Any, pool: ImagePool | None) -> Any:
     """A learner as it is validated and tested."""
-    return entry(settings.algorithm).as_tested(settings, learner)
+    return entry(settings.algorithm).as_tested(settings, learner, pool)

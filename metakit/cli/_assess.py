@@ -41,7 +41,7 @@ class Assessment:
 def assess(settings: Settings, data: Data, learner: Any, key: jax.Array) -> Assessment:
     """Score the learner and its baselines on `settings.test_tasks` test tasks."""
     form, algorithm = form_of(settings), ALGORITHMS[settings.algorithm].algorithm
-    module = as_tested(settings, learner)
+    module = as_tested(settings, learner, data.pools.get("train"))
     contenders = {"meta-trained": (algorithm, module)} | baselines(settings, data)
     scores = {
         label: form.scores(*contender, data.test, key, num_tasks=settings.test_tasks)
@@ -69,8 +69,9 @@ def assess(settings: Settings, data: Data, learner: Any, key: jax.Array) -> Asse
 def baselines(settings: Settings, data: Data) -> dict[str, tuple[Algorithm, Any]]:
     """What meta-training must beat, and for lines what nothing can."""
     known = ALGORITHMS[settings.algorithm]
-    fresh = build_learner(settings, data.pools.get("train"), jax.random.key(settings.seed))
-    name, untrained = "not meta-trained", as_tested(settings, fresh)
+    images = data.pools.get("train")
+    fresh = build_learner(settings, images, jax.random.key(settings.seed))
+    name, untrained = "not meta-trained", as_tested(settings, fresh, images)
     if known.untrained is not None:
         name, untrained = known.untrained(settings, fresh)
     return {name: (known.algorithm, untrained)} | form_of(settings).baselines(settings, data.test)

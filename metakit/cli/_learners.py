@@ -14,18 +14,17 @@ from metakit._environment import Discrete
 from metakit._hyperparameter import fixed, learned
 from metakit.inner import SGD, Optax, PerLayerPerStepSGD
 from metakit.learners import (
+    maml,
     mann,
     matching,
     meta_lstm,
     metagan,
-    neural_process,
     prototypical,
     relation,
     reptile,
     rl_maml,
     rl_squared,
     snail,
-    statistician,
     versa,
 )
 from metakit.tasks import ImagePool
@@ -40,7 +39,7 @@ def _loss(settings: Settings) -> Callable[..., Any]:
     return losses.squared_error if settings.regression else losses.cross_entropy
 
 
-def _channels_and_size(pool: ImagePool | None) -> tuple[int, int]:
+def channels_and_size(pool: ImagePool | None) -> tuple[int, int]:
     assert pool is not None
     _, _, channels, size, _ = pool.images.shape
     return channels, size
@@ -55,7 +54,7 @@ def _embedding(pool: ImagePool | None, key: jax.Array) -> tuple[Any, int]:
     """A network without a head, and how many features it has."""
     if pool is None:
         return _mlp(32, key), 32
-    channels, size = _channels_and_size(pool)
+    channels, size = channels_and_size(pool)
     return nn.conv4_64(channels, size, key=key), 64 * (size // 16) ** 2
 
 
@@ -81,7 +80,7 @@ def maml_like(configure: Callable[..., Any], *, learns_rates: bool) -> Build:
 def _maml_network(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     if pool is None:
         return _mlp(1, key)
-    channels, size = _channels_and_size(pool)
+    channels, size = channels_and_size(pool)
     steps = settings.inner_steps
     norm = (lambda c: nn.PerStepNorm(steps, c)) if settings.algorithm == "mamlpp" else nn.maml_norm
     if (channels, size) == (1, 28):
@@ -89,14 +88,26 @@ def _maml_network(settings: Settings, pool: ImagePool | None, key: jax.Array) ->
     return nn.Conv4(channels, size, out_size=settings.way, width=32, norm=norm, key=key)
 
 
-def with_test_steps(with_num_steps: Callable[[Any, int], Any]) -> Callable[[Settings, Any], Any]:
+def with_test_steps(with_num_steps: Callable[[Any, int], Any]) -> Callable[[Settings, Any, ImagePool | None], Any]:
     """A learner with its number of test steps."""
 
-    def as_tested(settings: Settings, learner: Any) -> Any:
+    def as_tested(settings: Settings, learner: Any, pool: ImagePool | None) -> Any:
+        del pool
         same = settings.test_inner_steps == settings.inner_steps
         return learner if same else with_num_steps(learner, settings.test_inner_steps)
 
     return as_tested
+
+
+def mamlpp_schedule(settings: Settings) -> Callable[[Any, Any], Any]:
+    """All inner steps count at first, only the last from a quarter of the training on."""
+    steps = settings.inner_steps
+    return eqx.Partial(_with_step_weights, num_steps=steps, decay_steps=max(settings.steps // 4, 1))
+
+
+def _with_step_weights(learner: Any, step: Any, *, num_steps: int, decay_steps: int) -> Any:
+    weights = maml.multi_step_weights(step, num_steps, decay_steps)
+    return maml.with_step_weights(learner, weights.astype(learner.step_weights.value.dtype))
 
 
 # Enough steps for a network that was not meta-trained to fit a handful of examples, at a rate it tolerates.
@@ -119,7 +130,7 @@ def reptile_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) 
     """Reptile's network is MAML's with its last maps flattened.
 
     Its inner rule is Adam without momentum, whose second moments live on from task to task as in the released code."""
-    channels, size = _channels_and_size(pool)
+    channels, size = channels_and_size(pool)
     strided = (channels, size) == (1, 28)
     width, stride = (64, 2) if strided else (32, 1)
     network = nn.Conv4(channels, size, out_size=settings.way, width=width, stride=stride, norm=_published_norm, key=key)
@@ -133,8 +144,9 @@ def reptile_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) 
     return reptile.with_carried_state(learner)
 
 
-def reptile_as_tested(settings: Settings, learner: Any) -> Any:
+def reptile_as_tested(settings: Settings, learner: Any, pool: ImagePool | None) -> Any:
     """More steps, and batches of no more examples than there are."""
+    del pool
     learner = reptile.with_num_steps(learner, settings.test_inner_steps)
     few = settings.test_way * settings.test_shot <= settings.inner_batch
     return reptile.with_batch_size(learner, None if few else settings.inner_batch)
@@ -142,7 +154,7 @@ def reptile_as_tested(settings: Settings, learner: Any) -> Any:
 
 def meta_lstm_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     """The published network has 32 filters and pools; for small images it strides, for time."""
-    channels, size = _channels_and_size(pool)
+    channels, size = channels_and_size(pool)
     network_key, update_key = jax.random.split(key)
     stride = 2 if (channels, size) == (1, 28) else 1
     return meta_lstm.MetaLSTM(
@@ -169,7 +181,7 @@ def prototypical_learner(settings: Settings, pool: ImagePool | None, key: jax.Ar
 
 def relation_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     embed_key, relation_key = jax.random.split(key)
-    embed = nn.RelationEmbedding(*_channels_and_size(pool), key=embed_key)
+    embed = nn.RelationEmbedding(*channels_and_size(pool), key=embed_key)
     module = nn.RelationModule(64, embed.map_size, key=relation_key)
     return relation.Relation(embed, module, norm_policy=settings.norm_policy)
 
@@ -197,7 +209,7 @@ _CODE_WIDTH = 16
 
 def metagan_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     """One fake for each class: as many as there are queries would make a step twice as slow."""
-    channels, size = _channels_and_size(pool)
+    channels, size = channels_and_size(pool)
     base_key, generator_key, encoder_key = jax.random.split(key, 3)
     embed, _ = _embedding(pool, base_key)
     encoder = nn.Conv4(channels, size, width=_CODE_WIDTH, key=encoder_key)
@@ -232,7 +244,7 @@ def snail_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) ->
 
 
 def mann_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-    channels, size = _channels_and_size(pool)
+    channels, size = channels_and_size(pool)
     return mann.MANN(channels * size**2, settings.way, key=key)
 
 
@@ -261,27 +273,3 @@ def rl_squared_learner(settings: Settings, pool: ImagePool | None, key: jax.Arra
     network = nn.GRU(rl_squared.token_size((1,), arms), 64, key=network_key)
     policy = rl_squared.RecurrentPolicy(network, (1,), arms, key=head_key)
     return rl_squared.RLSquared(policy, num_episodes=PULLS, discount=1.0)
-
-
-# Generative learners
-
-
-def statistician_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-    """Half the filters, a quarter of the context and more reconstruction than published, for time.
-
-    Half of each set is hidden from its summary: what is left in it is what the set's images share, and with one shot
-    the test's sets are no smaller than those seen."""
-    del settings
-    channels, size = _channels_and_size(pool)
-    options = {"filters": 16, "context_size": 128, "emphasis": 1.0, "sample_dropout": 0.5}
-    return statistician.of_images(channels, size, **options, key=key)
-
-
-def neural_process_learner(**options: Any) -> Build:
-    """A neural process of curves, with the published widths."""
-
-    def build(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-        del settings, pool
-        return neural_process.NeuralProcess(1, 1, **options, key=key)
-
-    return build

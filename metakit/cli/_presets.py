@@ -140,7 +140,7 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 10_000, "validate_every": 2000},
     "meta-lstm": {"test_queries": 15, "steps": 5000, "validate_every": 1000},
     "mann": {"steps": 50_000, "schedule": "cooldown", "validate_every": 1000},
-    "statistician": {"test_queries": 15, "steps": 20_000, "validate_every": 2000},
+    "statistician": {"test_queries": 15, "steps": 30_000, "validate_every": 3000},
 }
 
 # Curves.

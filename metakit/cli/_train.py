@@ -5,13 +5,11 @@ import functools
 import time
 from typing import Any
 
-import equinox as eqx
 import jax
 from rich.console import Console
 
 from metakit import evaluate, train
 from metakit._hyperparameter import trainable
-from metakit.learners import maml
 from metakit.sharding import task_mesh
 
 from . import _pictures
@@ -37,7 +35,7 @@ def run(options: Train, console: Console) -> int:
         check_given(explicit(options), chosen)
         # Before the folder is made: a wrong path or option leaves nothing behind.
         data = load(chosen, download=options.download)
-        as_tested(chosen, initial_state(chosen, data)[1].learner)
+        as_tested(chosen, initial_state(chosen, data)[1].learner, data.pools.get("train"))
         folder = create(options, chosen)
     else:
         folder, chosen = resume(options)
@@ -87,13 +85,10 @@ def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> t
     validation_key = jax.random.fold_in(jax.random.key(chosen.seed), 2)
 
     def validate(learner: Any) -> dict[str, evaluate.Interval]:
-        module = as_tested(chosen, learner)
+        module = as_tested(chosen, learner, data.pools.get("train"))
         scores = form.scores(algorithm, module, data.val, validation_key, num_tasks=chosen.validation_tasks)
         return {form.score: evaluate.student_t(scores[form.score])}
 
-    anneal = None
-    if chosen.algorithm == "mamlpp":
-        anneal = eqx.Partial(_anneal, num_steps=chosen.inner_steps, decay_steps=max(chosen.steps // 4, 1))
     display = Display(console, steps=chosen.steps, form=form)
 
     def listen(event: train.Event) -> None:
@@ -120,14 +115,9 @@ def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> t
             checkpoints=checkpoints,
             on_event=listen,
             mesh=mesh,
-            anneal=anneal,
+            anneal=ALGORITHMS[chosen.algorithm].anneal(chosen),
             rule=ALGORITHMS[chosen.algorithm].rule,
         )
-
-
-def _anneal(learner: Any, step: Any, *, num_steps: int, decay_steps: int) -> Any:
-    weights = maml.multi_step_weights(step, num_steps, decay_steps)
-    return maml.with_step_weights(learner, weights.astype(learner.step_weights.value.dtype))
 
 
 def _log(folder: RunFolder, event: train.Event) -> None:
@@ -172,7 +162,8 @@ def draw(
     axis = {"score": form.score_in_words, "is_share": form.is_share}
     _pictures.learning_curve(folder.records(), folder.path / "learning-curve.png", **axis)
     pictures = [("Learning curve", "learning-curve.png")]
-    pictures += form.pictures(chosen, algorithm, as_tested(chosen, learner), data.test, key, folder.path)
+    module = as_tested(chosen, learner, data.pools.get("train"))
+    pictures += form.pictures(chosen, algorithm, module, data.test, key, folder.path)
     for series in assessment.series:
         file = f"{series.name.replace(' ', '-')}.png"
         _pictures.series(series.intervals, folder.path / file, name=series.name, first=series.first, **axis)

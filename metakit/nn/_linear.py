@@ -1,6 +1,7 @@
 """Affine layer and multi-layer perceptron, on batches."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -62,6 +63,8 @@ class MLP(eqx.Module):
     - `activation`: elementwise, default ReLU.
     - `weight_init`: how every weight starts, default He normal. `mk.nn.small_truncated_normal` is the
       published start of MAML's sinusoid network (standard deviation 0.01).
+    - `norm`: makes the norm before each activation from the layer's units, such as `mk.nn.BatchStatNorm`; default
+      none.
     - `key`: random key of the initial weights.
 
     **Returns** (of a call): `[n, out_size]`.
@@ -77,6 +80,7 @@ class MLP(eqx.Module):
     """
 
     hidden: tuple[Linear, ...]
+    norms: tuple[Any, ...] | None
     head: Linear
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
@@ -89,6 +93,7 @@ class MLP(eqx.Module):
         activation: Callable[[Array], Array] = jax.nn.relu,
         *,
         weight_init: Initialiser = he_normal,
+        norm: Callable[[int], Any] | None = None,
         key: PRNGKey,
     ):
         if depth < 0:
@@ -99,9 +104,11 @@ class MLP(eqx.Module):
             Linear(i, o, weight_init=weight_init, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         ]
         self.hidden, self.head, self.activation = tuple(layers[:-1]), layers[-1], activation
+        self.norms = None if norm is None else tuple(norm(width) for _ in self.hidden)
 
     @typed
     def __call__(self, x: Float[Array, "n *in"]) -> Float[Array, "n out"]:
-        for layer in self.hidden:
-            x = self.activation(layer(x))
+        for i, layer in enumerate(self.hidden):
+            x = layer(x) if self.norms is None else self.norms[i](layer(x))
+            x = self.activation(x)
         return self.head(x)

@@ -415,9 +415,9 @@ def test_every_preset_builds_its_learner_as_tested(algorithm, data):
         loss = entry.algorithm.meta_loss(state.learner, tasks[True](key), key)
         task = tasks[False](key)
         if data in ENVIRONMENTS:  # where adapting is a part of acting
-            module = as_tested(chosen, learner)
+            module = as_tested(chosen, learner, pool)
             return loss, form.scores(entry.algorithm, module, tasks[False], key, num_tasks=2)[form.score][:, None]
-        adapted = entry.algorithm.adapt(as_tested(chosen, learner), task.support, key)
+        adapted = entry.algorithm.adapt(as_tested(chosen, learner, pool), task.support, key)
         return loss, entry.algorithm.predict(adapted, task.query.x, key)
 
     loss, outputs = eqx.filter_eval_shape(train_and_test, jax.random.key(0))

@@ -1,5 +1,6 @@
 """The Neural Statistician: the evidence of a linear-Gaussian model, set identities, KL classification, and errors."""
 
+import functools
 import importlib
 import pathlib
 
@@ -14,7 +15,17 @@ from _metric import assert_gradient_is_central_difference, random_episode, rando
 
 import metakit as mk
 from metakit.learners import statistician
-from metakit.learners.statistician import Statistician, adapt, diagnostics, meta_loss, of_images, of_vectors, predict
+from metakit.learners.statistician import (
+    Statistician,
+    adapt,
+    anneal_emphasis,
+    diagnostics,
+    freeze_statistics,
+    meta_loss,
+    of_images,
+    of_vectors,
+    predict,
+)
 from metakit.learners.statistician._functions import _log_likelihood, _Noise, bound
 from metakit.learners.statistician._images import pixel_shuffle
 
@@ -27,6 +38,7 @@ def make(key, in_size=4, **options):
 outputs = eqx.filter_jit(lambda learner, support, x: predict(adapt(learner, support), x))
 contexts_of = eqx.filter_jit(lambda learner, support: adapt(learner, support).contexts)
 terms_of, loss_of, bound_of = eqx.filter_jit(diagnostics), eqx.filter_jit(meta_loss), eqx.filter_jit(bound)
+frozen = eqx.filter_jit(freeze_statistics)
 
 
 def linear_gaussian(n, variance, factor=1.0, shift=0.0):
@@ -153,6 +165,16 @@ def test_emphasis_weighs_the_terms(key):
     np.testing.assert_allclose(halved, divergences / 2 - 2 * terms.reconstruction, rtol=1e-12)
 
 
+def test_the_emphasis_halves(key):
+    """Catches a schedule that rises, falls along a line, or changes the dtype, which the training step refuses."""
+    learner = make(key, emphasis=0.5)
+    anneal = functools.partial(anneal_emphasis, halve_every=10)
+    found = [anneal(learner, jnp.asarray(step, jnp.int32)).emphasis.value for step in (0, 5, 10, 30)]
+    np.testing.assert_allclose(found, [1.0, 0.5**0.5, 0.5, 0.125], rtol=1e-12)
+    small = eqx.tree_at(lambda l: l.emphasis.value, learner, jnp.zeros((), jnp.float32))
+    assert anneal(small, jnp.asarray(3, jnp.int32)).emphasis.value.dtype == jnp.float32
+
+
 def test_sample_dropout_hides_examples_from_the_summary_alone(key):
     """Catches dropout of a whole set (0/0), of the loss's examples, or none at all."""
     task = random_episode(key, way=3, shot=2, queries=2)
@@ -194,6 +216,38 @@ def test_gradient_equals_central_differences(key):
     assert_gradient_is_central_difference(lambda m: loss_of(m, task, key), learner, step=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("network", ["after_pooling", "inference", "prior"])
+def test_means_and_log_variances_are_normed_as_one_feature(network, key):
+    """Catches a norm of each feature, by which an unused direction of the context would weigh as much as the others,
+    and a network whose outputs are not normed."""
+    learner = make(key, context_size=4, latent_size=4, norm=mk.nn.BatchStatNorm)
+    head = getattr(learner, network)
+    head = head if network == "after_pooling" else head[0]
+    in_size = head.network.hidden[0].weight.shape[0]
+    parameters = head(jax.random.normal(key, (50, in_size)))
+    np.testing.assert_allclose([parameters.mean(), parameters.var()], [0.0, 1.0], atol=1e-4)
+    assert parameters.mean(axis=0).std() > 0.05
+    assert parameters.var(axis=0).std() > 0.05
+
+
+@pytest.mark.parametrize("norm", ["every network's", "the encoder's"])
+def test_fixed_statistics_are_those_of_training_and_of_every_set(norm, key):
+    """Catches statistics of another batch than training's, a network that is left out, and a class or a query whose
+    context depends on what it is tested beside."""
+    if norm == "the encoder's":
+        learner = eqx.tree_at(lambda l: l.encode, make(key), mk.nn.BatchStatNorm(4))
+    else:
+        learner = make(key, sample_dropout=0.5, norm=mk.nn.BatchStatNorm)
+    sets, task = random_episode(key, shot=2, queries=3), random_episode(jax.random.key(7))
+    fixed = frozen(learner, sets, key)
+    np.testing.assert_allclose(loss_of(fixed, sets, key), loss_of(learner, sets, key), rtol=1e-9)
+    assert abs(loss_of(fixed, task, key) - loss_of(learner, task, key)) > 1e-3
+    together, alone = (outputs(fixed, task.support, x) for x in (task.query.x, task.query.x[:1]))
+    np.testing.assert_allclose(alone, together[:1], rtol=1e-9)
+    single = mk.Examples(task.query.x[:1], jnp.zeros(1, int), way=1)
+    np.testing.assert_allclose(outputs(fixed, single, task.query.x[:1]), 0.0, atol=1e-12)
+
+
 def images(key, side=8, way=2):
     x = (jax.random.uniform(key, (2 * way, 1, side, side)) > 0.5).astype(float)
     return mk.Examples(x, jnp.arange(2 * way) % way, way=way)
@@ -201,6 +255,7 @@ def images(key, side=8, way=2):
 
 def tiny_images(key, side=8, **options):
     sizes = {"context_size": 3, "latent_size": 2, "filters": 2, "width": 8, "depth": 1}
+    options = {"norm": functools.partial(mk.nn.GroupNorm, 1)} | options
     return of_images(1, side, **(sizes | options), key=key)
 
 
@@ -282,6 +337,12 @@ def _general(key, **options):
         ),
         (lambda k: predict(adapt(make(k), random_examples(k, [0, 1], 2)), jnp.ones(4)), r"x\[4\].*x\[None\]"),
         (lambda k: meta_loss(_general(k), random_episode(k), k), r"decode must return \[12, 4, 2\].*got \[12, 4\]"),
+        (
+            lambda k: adapt(make(k, norm=mk.nn.BatchStatNorm), random_examples(k, [0, 1], 2)),
+            r"BatchStatNorm layers .* mk.statistician.freeze_statistics",
+        ),
+        (lambda k: freeze_statistics(make(k), random_episode(k), k), "no BatchStatNorm"),
+        (lambda k: anneal_emphasis(make(k), jnp.asarray(0), halve_every=0), "halve_every must be at least 1, got 0"),
         (lambda k: adapt(tiny_images(k), images(k, 11)), r"takes images of \[1, 8, 8\] .* got \[1, 11, 11\]"),
     ],
 )

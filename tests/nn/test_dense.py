@@ -34,6 +34,18 @@ def test_initial_weights():
         assert not any(jnp.any(layer.bias) for layer in (*net.hidden, net.head))
 
 
+def test_a_norm_stands_before_each_activation_and_not_after_the_head():
+    """Catches a norm after the activation, one for all layers, one that is made and not called, and a normed head."""
+    net = mk.nn.MLP(3, 2, 4, 2, jnp.tanh, norm=mk.nn.BatchStatNorm, key=KEY)
+    x = jax.random.normal(jax.random.key(1), (5, 3))
+    net = eqx.tree_at(lambda n: [norm.bias for norm in n.norms], net, [jnp.full(4, 0.3), jnp.full(4, -0.2)])
+    expected = np.asarray(x)
+    for layer, shift in zip(net.hidden, (0.3, -0.2), strict=True):
+        rows = expected @ np.asarray(layer.weight)
+        expected = np.tanh((rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5) + shift)
+    np.testing.assert_allclose(net(x), expected @ np.asarray(net.head.weight), rtol=1e-9)
+
+
 @pytest.mark.parametrize("shape", [(4, 2), (3,), (4, 3, 1), (4, 1, 3)])
 def test_refused_features(shape):
     """Another number of features, or images that were never flattened."""

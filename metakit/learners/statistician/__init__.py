@@ -4,6 +4,7 @@ An algorithm: `adapt`, `predict` and `meta_loss` on one task, with the learner `
 numbers and needs a key; adapting and predicting do not.
 """
 
+from ._freeze import freeze_statistics as freeze_statistics
 from ._functions import (
     Adapted as Adapted,
     Diagnostics as Diagnostics,
@@ -13,4 +14,8 @@ from ._functions import (
     predict as predict,
 )
 from ._images import ImageDecoder as ImageDecoder, ImageEncoder as ImageEncoder, of_images as of_images
-from ._learner import Statistician as Statistician, of_vectors as of_vectors
+from ._learner import (
+    Statistician as Statistician,
+    anneal_emphasis as anneal_emphasis,
+    of_vectors as of_vectors,
+)

@@ -14,6 +14,7 @@ from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 from metakit.learners._keys import require_key
 from metakit.learners._labels import membership, nan_unless_classes, require_labels
+from metakit.nn import BatchStatNorm
 
 from ._learner import Statistician
 
@@ -52,8 +53,8 @@ def adapt(learner: Statistician, support: Examples, key: PRNGKey | None = None) 
 
     **Returns:** an `Adapted` for `predict`.
 
-    **Raises:** `ValueError` when `support.way` is missing, when `support.y` is not `[n]` integers, or when `encode`
-    does not return `[n, features]`.
+    **Raises:** `ValueError` when `support.way` is missing, when `support.y` is not `[n]` integers, when `encode`
+    does not return `[n, features]`, or for a batch norm without fixed statistics.
 
     >>> import jax, metakit as mk
     >>> learner = mk.statistician.of_vectors(4, width=16, key=jax.random.key(0))
@@ -63,6 +64,7 @@ def adapt(learner: Statistician, support: Examples, key: PRNGKey | None = None) 
     """
     del key
     members = membership(support.y, require_labels(support, "Statistician"))
+    _require_fixed_statistics(learner)
     return Adapted(learner, _statistic(learner, _encode(learner, support.x), members), members)
 
 
@@ -231,6 +233,18 @@ def _require_real(x: Shaped[Array, "n *in"], name: str) -> None:
         raise ValueError(
             f"{name} must hold real numbers, got {x.dtype}{list(x.shape)}. Convert it with x.astype('float32'), and "
             "divide pixels by 255: the Bernoulli likelihood is one of numbers in 0..1."
+        )
+
+
+def _require_fixed_statistics(learner: Statistician) -> None:
+    """A class and a query are compared by networks that must not differ between them."""
+    networks = (learner.encode, learner.before_pooling, learner.after_pooling)
+    nodes = jax.tree.leaves(networks, is_leaf=lambda node: isinstance(node, BatchStatNorm))
+    if any(isinstance(node, BatchStatNorm) and node.statistics is None for node in nodes):
+        raise ValueError(
+            "the learner's BatchStatNorm layers would take the statistics of the support set for a class, and of the "
+            "queries for a query, whose contexts could not be compared. Fix them on training sets first: "
+            "mk.statistician.freeze_statistics(learner, task, key)."
         )
 
 

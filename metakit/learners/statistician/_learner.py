@@ -5,15 +5,38 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, ArrayLike, Float
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._typecheck import typed
 from metakit._types import PRNGKey
 from metakit.learners._options import fraction, not_negative, require_sizes
 
 _LIKELIHOODS = ("gaussian", "bernoulli")
+
+Norm = Callable[[int], Any]
+
+
+def dense_network(
+    in_size: int, out_size: int, width: int, depth: int, norm: Norm | None, key: PRNGKey
+) -> Callable[..., Any]:
+    """Hidden layers with ELU, and with a norm before it where there is one."""
+    return nn.MLP(in_size, out_size, width, depth, jax.nn.elu, weight_init=nn.xavier_uniform, norm=norm, key=key)
+
+
+class NormedHead(eqx.Module):
+    """A network whose outputs, of all features together, have one mean and one variance.
+
+    Means and log-variances keep their sizes to one another, unlike with a norm of each feature."""
+
+    network: Callable[..., Any]
+    norm: Any
+
+    def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
+        return self.norm(self.network(x)[:, None])[:, 0]
 
 
 class Statistician(eqx.Module):
@@ -38,17 +61,21 @@ class Statistician(eqx.Module):
     - `context_size`, `latent_size`: of $c$ and of each $z_l$, at least 1.
     - `likelihood`: `"gaussian"` for real vectors, or `"bernoulli"` for images whose pixels lie in 0..1.
     - `num_layers`: latents $L$ of an example, at least 1; default 1.
-    - `width`, `depth`: units and number of hidden layers of each network ($a$, $b$, $q$ and $p$); default 128 and 2.
+    - `width`, `depth`: units and number of hidden layers, with ELU, of each network ($a$, $b$, $q$ and $p$); default
+      128 and 2.
+    - `norm`: makes a norm from its features, before each ELU; one more, of a single feature, makes all means and
+      log-variances that a network gives of a batch one distribution. Default none. `mk.nn.BatchStatNorm` is the
+      published one.
     - `emphasis`: $\alpha$, at least 0, a number or a `Hyperparameter`; default fixed at 0, where the loss is the bound.
-      Published runs anneal it from 1 to 0, halving it every epoch, so that the latents are used at all: replace it
-      with the `anneal` of `mk.train.step`.
+      Published runs anneal it from 1 to 0, so that the latents are used at all: `anneal_emphasis`.
     - `sample_dropout`: probability, below 1, that an example is left out of the statistic network's mean (never of the
       loss, and never all of a set); default 0, as published. It shows the network smaller sets than the task has: with
       one shot in the test, it has seen sets of one.
     - `key`: random key of the initial weights (Xavier uniform).
 
-    A batch norm in `encode` takes the statistics of the batch at hand: the whole task's in training, in a test the
-    support set's and the queries', which then share information. `of_images` uses none.
+    Batch norms take the statistics of the whole task in training. A test compares sets of one size with sets of
+    another, and few of them: fix the statistics with `mk.statistician.freeze_statistics` before `adapt`, which refuses
+    others.
 
     **Raises:** `ValueError` for a size or number of layers below 1, an unknown `likelihood`, or an option of several
     numbers.
@@ -61,8 +88,8 @@ class Statistician(eqx.Module):
     (6, 3)
 
     **Source:** Edwards and Storkey 2017, *Towards a Neural Statistician*, https://arxiv.org/abs/1606.02185; weights,
-    clamps and sizes as in https://github.com/conormdurkan/neural-statistician. There the networks have residual blocks
-    and batch norm; here they have neither.
+    clamps, sizes and norms as in https://github.com/conormdurkan/neural-statistician. There $q$ and $p$ have residual
+    blocks, running statistics in a test, and an epsilon of 1e-3 in the norms of a single feature; here none of these.
     """
 
     encode: Callable[..., Any]
@@ -89,6 +116,7 @@ class Statistician(eqx.Module):
         num_layers: int = 1,
         width: int = 128,
         depth: int = 2,
+        norm: Norm | None = None,
         emphasis: Hyperparameter | ArrayLike = 0.0,
         sample_dropout: Hyperparameter | ArrayLike = 0.0,
         key: PRNGKey,
@@ -98,23 +126,57 @@ class Statistician(eqx.Module):
 
         pool_key, summary_key, *keys = jax.random.split(key, 2 + 2 * num_layers)
 
-        def network(in_size: int, out_size: int, key: PRNGKey) -> nn.MLP:
-            return nn.MLP(in_size, out_size, width, depth, weight_init=nn.xavier_uniform, key=key)
+        def network(in_size: int, out_size: int, key: PRNGKey) -> Callable[..., Any]:
+            return dense_network(in_size, out_size, width, depth, norm, key)
+
+        def normal(in_size: int, size: int, key: PRNGKey) -> Callable[..., Any]:
+            parameters = network(in_size, 2 * size, key)
+            return parameters if norm is None else NormedHead(parameters, norm(1))
 
         # The first latent has none above it.
         above = [context_size] + [context_size + latent_size] * (num_layers - 1)
         self.encode = encode
         self.before_pooling = network(features, width, pool_key)
-        self.after_pooling = network(width, 2 * context_size, summary_key)
+        self.after_pooling = normal(width, context_size, summary_key)
         self.inference = tuple(
-            network(features + size, 2 * latent_size, k) for size, k in zip(above, keys[::2], strict=True)
+            normal(features + size, latent_size, k) for size, k in zip(above, keys[::2], strict=True)
         )
-        self.prior = tuple(network(size, 2 * latent_size, k) for size, k in zip(above, keys[1::2], strict=True))
+        self.prior = tuple(normal(size, latent_size, k) for size, k in zip(above, keys[1::2], strict=True))
         self.decode = decode
         self.emphasis = not_negative("emphasis", emphasis)
         self.sample_dropout = fraction("sample_dropout", sample_dropout, below_one=True)
         self.likelihood = likelihood  # pyright: ignore[reportAttributeAccessIssue]
         self.context_size, self.latent_size = context_size, latent_size
+
+
+@typed
+def anneal_emphasis(learner: Statistician, step: Int[Array, ""], *, halve_every: int) -> Statistician:
+    r"""The learner with the emphasis of a step, for the `anneal` of `mk.train.fit`.
+
+    $$\alpha = 2^{-\text{step} / \text{halve\_every}}$$
+
+    **Arguments:**
+
+    - `learner`: a `Statistician`; its own `emphasis` is replaced.
+    - `step`: the number of the step, from 0; may be traced.
+    - `halve_every`: steps in which the emphasis halves, at least 1. In published runs an epoch, of 300.
+
+    **Returns:** a `Statistician`.
+
+    **Raises:** `ValueError` for a `halve_every` below 1.
+
+    >>> import functools, jax, metakit as mk
+    >>> learner = mk.statistician.of_vectors(4, width=16, key=jax.random.key(0))
+    >>> anneal = functools.partial(mk.statistician.anneal_emphasis, halve_every=100)
+    >>> float(anneal(learner, jax.numpy.asarray(200)).emphasis.value)
+    0.25
+
+    **Source:** https://github.com/conormdurkan/neural-statistician, where it falls in steps, once an epoch.
+    """
+    require_sizes(halve_every=halve_every)
+    dtype = learner.emphasis.value.dtype
+    value = jnp.exp2(-step.astype(dtype) / halve_every)
+    return eqx.tree_at(lambda node: node.emphasis.value, learner, value)
 
 
 class VectorDecoder(eqx.Module):
@@ -135,6 +197,7 @@ def of_vectors(
     num_layers: int = 1,
     width: int = 128,
     depth: int = 2,
+    norm: Norm | None = None,
     emphasis: Hyperparameter | ArrayLike = 0.0,
     sample_dropout: Hyperparameter | ArrayLike = 0.0,
     key: PRNGKey,
@@ -142,7 +205,8 @@ def of_vectors(
     """A statistician of sets of real vectors, with a Gaussian likelihood; its encoder is the identity.
 
     **Arguments:** `in_size`, features of an example, and the options of `Statistician`. The defaults are the published
-    ones for sets of numbers: a context of 3, latents of 32, layers of 128 (the paper's sets hold 200).
+    ones for sets of numbers: a context of 3, latents of 32, layers of 128 (the paper's sets hold 200). `norm` is the
+    decoder's too.
 
     **Returns:** a `Statistician`.
 
@@ -156,7 +220,7 @@ def of_vectors(
     require_sizes(context_size=context_size, latent_size=latent_size, num_layers=num_layers)
     decoder_key, key = jax.random.split(key)
     hidden = num_layers * latent_size + context_size
-    decoder = nn.MLP(hidden, 2 * in_size, width, depth, weight_init=nn.xavier_uniform, key=decoder_key)
+    decoder = dense_network(hidden, 2 * in_size, width, depth, norm, decoder_key)
     return Statistician(
         identity,
         VectorDecoder(decoder),
@@ -167,6 +231,7 @@ def of_vectors(
         num_layers=num_layers,
         width=width,
         depth=depth,
+        norm=norm,
         emphasis=emphasis,
         sample_dropout=sample_dropout,
         key=key,
