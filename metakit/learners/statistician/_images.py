@@ -186,8 +186,8 @@ def of_images(
     - `filters`: `width` of `ImageEncoder` and `ImageDecoder`, default 32 (published: 64, with three convolutions for
       each halving).
     - `norm`: of both, and of the dense networks as in `Statistician`; default `mk.nn.BatchStatNorm`, as published. With
-      `functools.partial(mk.nn.GroupNorm, 1)` no image sees another, and there is nothing to fix for a test; it
-      learns more slowly.
+      `functools.partial(mk.nn.GroupNorm, 1)` no image sees another, and there is nothing to fix for a test; but on
+      Omniglot most directions of the context fell out of use.
     - the others as in `Statistician`; a context of 512 and latents of 16 are the published ones for Omniglot.
 
     **Returns:** a `Statistician`.
