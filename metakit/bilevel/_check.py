@@ -111,9 +111,9 @@ def check_hypergradient(
 
     Everything, the data too, is cast to float64 and runs in 64-bit mode, whatever the program's own setting. The
     checked adjoint runs on the problem as it is; for `mk.inner.Reversible` the rest runs with the decays that it
-    rounds to. Its products with a decay are rounded to $2^{-36}$, about 1.5e-11, so that a leaf whose gradient has all
-    but vanished, as that of a momentum has near convergence, shows that as a relative error: give it a larger
-    `tolerance`. A biased adjoint disagrees, by its bias.
+    rounds to. Its products with a decay are right to $2^{-44}$, about 6e-14, which shows as a relative error in a leaf
+    whose gradient has all but vanished, as that of a momentum has near convergence. A biased adjoint disagrees, by its
+    bias.
 
     **Arguments:**
 

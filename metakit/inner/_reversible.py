@@ -12,12 +12,14 @@ from jaxtyping import Array
 from metakit._errors import raise_or_nan
 
 from ._adjoint import AbstractAdjoint, Objective, Observe, Solution, make_step, step_indices
-from ._fixed_point import DIVISOR, LARGEST, snap
+from ._fixed_point import DIVISOR, LARGEST, SMALLEST_NUMERATOR, snap
 from ._loop import Inputs, Loop, inexact, prepare, refuse_gradient, value_of
 from ._mixed_mode import mixed_value_and_gradient
 from ._momentum import AbstractMomentum, Momentum, PerLayerPerStepMomentum
 from ._solver import AbstractSolver, Step
 from ._undo import Numbers, advance, begin, like, num_lanes, retreat
+
+_SMALLEST = SMALLEST_NUMERATOR / DIVISOR
 
 
 class Reversible(AbstractAdjoint):
@@ -35,13 +37,13 @@ class Reversible(AbstractAdjoint):
     | | |
     |---|---|
     | time | about 5 evaluations of the inner gradient a step |
-    | memory | one step's activations; 16 bytes and about $1.4\,K$ bits a parameter, 0.24 with `Reversible(0.89)` |
+    | memory | one step's activations; 16 bytes and about $1.2\,K$ bits a parameter, 0.21 with `Reversible(0.89)` |
     | gradients | params, args, solver: all exact, of the loop as it is taken |
 
     The bits are those for which `smallest_decay` makes room, whatever the decays are.
 
     What is taken is the loop with each decay moved to the nearest multiple of $2^{-16}$ (0.9 becomes 0.899994), and
-    with values rounded to $2^{-52}$ and products with a decay to about $2^{-36}$. Only first derivatives, in reverse
+    with values rounded to $2^{-52}$ and products with a decay to about $2^{-44}$. Only first derivatives, in reverse
     mode, exist; a second raises.
 
     Needs 64-bit integers: `jax.config.update("jax_enable_x64", True)`; parameters may still be float32. Needs a solver
@@ -59,11 +61,12 @@ class Reversible(AbstractAdjoint):
       dozen steps; 0.9 needs a seventh of the room.
 
     **Raises:** `ValueError` for a `smallest_decay` outside (0, 1); in `solve`, without 64-bit integers, for a solver
-    that cannot be undone, and for a decay outside (0, 1).
+    that cannot be undone, and for a decay outside (0, 1), or below 1/256, by its value.
 
     **Source:** Maclaurin, Duvenaud and Adams 2015, "Gradient-based Hyperparameter Optimization through Reversible
     Learning", algorithms 2 and 3, https://arxiv.org/abs/1502.03492. Their decay is the fraction above, here it is the
-    nearest; their buffer is one long integer a parameter, here it is cut into words, so that each step costs the same.
+    nearest; their buffer is one long integer a parameter, here it is cut into words, so that each step costs the same;
+    and their products are right to $2^{-36}$ where these are to $2^{-44}$ (see `_fixed_point.py`).
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> def adapted(w):
@@ -124,27 +127,23 @@ class Reversible(AbstractAdjoint):
                 "Reversible needs integers of 64 bits, which JAX cuts to 32 by default: set "
                 'jax.config.update("jax_enable_x64", True) at the start of the program. Parameters may stay float32.'
             )
-        inputs = Inputs(inputs.params, inputs.rest, inputs.args, self.effective(solver, inputs.params))
+        self.effective(solver, inputs.params)  # for its errors
         solution = _there(inputs, loop, self)
         return eqx.tree_at(lambda s: s.params, solution, eqx.combine(solution.params, inputs.rest))
 
 
 def _snap_checked(decay: Array) -> Array:
-    return snap(_inside(decay))
-
-
-def _inside(decay: Array) -> Array:
-    """The decay, which must be one where it is known."""
+    """The decay rounded, which must be one where it is known."""
     # By numpy, as inside a compiled program even the comparison of known numbers is not known.
-    known = None if isinstance(decay, Tracer) else np.asarray(decay)
-    if known is not None and not np.all((known > 0) & (known < 1)):
+    known = np.zeros(0) if isinstance(decay, Tracer) else np.ravel(np.asarray(decay))
+    outside = known[~((known >= _SMALLEST) & (known < 1))]
+    if outside.size:
         raise ValueError(
-            f"Reversible needs every decay (momentum) strictly between 0 and 1, got {known.tolist()} (nan stands for a "
-            "hyperparameter that has left the range). A decay of 0 "
-            "forgets the velocity that the backward pass restores; without momentum use "
-            "mk.inner.MixedMode(checkpointed=True)."
+            f"Reversible needs every decay (momentum) strictly between 0 and 1 (from {_SMALLEST:.4g}), got "
+            f"{outside[0]:g}. A decay of 0 forgets the velocity that the backward pass restores; without momentum use "
+            "mk.inner.MixedMode(checkpointed=True). One that is learned stays inside as a sigmoid."
         )
-    return decay
+    return snap(decay)
 
 
 _SECOND = (
@@ -164,9 +163,15 @@ def _there_forward(perturbed: Inputs, inputs: Inputs, loop: Loop, how: Reversibl
     return _forward(refuse_gradient(inputs, _SECOND), loop, how)
 
 
+def _effective(inputs: Inputs, how: Reversible) -> Inputs:
+    """With the decays whose path is taken, inside the rule: there a decay that is differentiated is a number, which an
+    error can name. Rounding it has the derivative 1, so that its cotangent is the asked decay's as well."""
+    return eqx.tree_at(lambda i: i.solver, inputs, how.effective(inputs.solver, inputs.params))
+
+
 @_there.def_bwd
 def _and_back(numbers: Numbers, cotangents: Solution, perturbed: Inputs, inputs: Inputs, loop: Loop, how: Reversible):
-    inputs = refuse_gradient(inputs, _SECOND)
+    inputs = _effective(refuse_gradient(inputs, _SECOND), how)
     moving, still = eqx.partition((inputs.args, inputs.solver), (perturbed.args, perturbed.solver))
     value = mixed_value_and_gradient(value_of(inputs, loop))
     observe = None if loop.observe is None else eqx.filter_checkpoint(loop.observe)
@@ -210,13 +215,13 @@ def _and_back(numbers: Numbers, cotangents: Solution, perturbed: Inputs, inputs:
 
 
 def _forward(inputs: Inputs, loop: Loop, how: Reversible) -> tuple[Solution, Numbers]:
+    inputs = _effective(inputs, how)
+
     def step(numbers: Numbers, index: Step) -> tuple[Numbers, Any]:
         numbers, loss = advance(numbers, inputs, loop, how.smallest_decay, index)
         params = eqx.combine(like(numbers.position, inputs), inputs.rest)
         return numbers, (loss, None if loop.observe is None else loop.observe(params, inputs.args, index))
 
-    # Known by now, even where a decay is a hyperparameter, unless all of this is compiled.
-    inputs.solver.with_decays(_inside)
     numbers, (losses, observed) = jax.lax.scan(
         step, begin(inputs, loop, how.smallest_decay), step_indices(loop.num_steps)
     )
@@ -243,8 +248,8 @@ def _out_of_bits(how: Reversible) -> ValueError:
 
 def _out_of_range() -> ValueError:
     return ValueError(
-        f"Reversible's fixed-point numbers hold values within ±{LARGEST:g} and decays strictly between 0 and 1 (and "
-        f"above 1/{DIVISOR}); a parameter, a velocity or a step left that, or is NaN. Does the loop diverge? Take "
+        f"Reversible's fixed-point numbers hold values within ±{LARGEST:g} and decays strictly between 0 and 1 (from "
+        f"{_SMALLEST:.4g}); a parameter, a velocity or a step left that, or is NaN. Does the loop diverge? Take "
         "a smaller rate, scale the loss, or use mk.inner.MixedMode(checkpointed=True)."
     )
 

@@ -80,9 +80,23 @@ def retreat(numbers: Numbers, inputs: Inputs, loop: Loop, smallest_decay: float,
 
 
 def _value_and_gradient(params: Any, inputs: Inputs, loop: Loop, index: Step) -> tuple[Array, Any]:
-    """The same bits in both directions: the barriers keep either loop from fusing its own neighbours into it."""
-    params = jax.lax.optimization_barrier(params)
-    return jax.lax.optimization_barrier(jax.value_and_grad(value_of(inputs, loop))(params, inputs.args, index))
+    """The same bits in both directions.
+
+    XLA for CPUs drops optimisation barriers before it fuses, and what a gradient is fused with decides where it rounds
+    (a multiplication and an addition become one instruction). A branch is compiled by itself: that index >= 0 always
+    holds is not known to the compiler.
+    """
+
+    def evaluate(params: Any) -> tuple[Array, Any]:
+        return jax.value_and_grad(value_of(inputs, loop))(params, inputs.args, index)
+
+    def never(params: Any) -> tuple[Array, Any]:
+        loss, gradient = jax.eval_shape(evaluate, params)
+        return jnp.full(loss.shape, jnp.nan, loss.dtype), jax.tree.map(
+            lambda g: jnp.full(g.shape, jnp.nan, g.dtype), gradient
+        )
+
+    return jax.lax.optimization_barrier(jax.lax.cond(index >= 0, evaluate, never, jax.lax.optimization_barrier(params)))
 
 
 def _lane(index: Step, smallest_decay: float) -> Array:
