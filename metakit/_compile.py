@@ -1,4 +1,4 @@
-"""Compiling with the options that suit the platform."""
+"""Compiling with the options and the batches that suit the platform."""
 
 import functools
 from collections.abc import Callable
@@ -59,3 +59,15 @@ def compiled(
         return (inner if traced else outermost())(*args)
 
     return call
+
+
+# Tasks of more numbers than this are images.
+_LARGE_TASK = 4096
+
+
+def runs_alone(numbers: int, platform: str) -> bool:
+    """Whether a task of so many numbers runs by itself, in training and in evaluation.
+
+    On a CPU, convolutions with per-task weights are faster one task after another (docs/performance.md).
+    """
+    return platform == "cpu" and numbers > _LARGE_TASK

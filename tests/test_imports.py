@@ -40,7 +40,7 @@ def test_import_takes_less_than_a_second_and_a_half_beyond_jax():
     assert seconds[1] < 1.5, f"import metakit took {seconds} s"
 
 
-@pytest.mark.parametrize("heavy", ["matplotlib", "tyro", "rich", "scipy.stats"])
+@pytest.mark.parametrize("heavy", ["matplotlib", "tyro", "rich", "orbax.checkpoint", "scipy.special", "scipy.stats"])
 def test_libraries_that_only_some_users_need_wait(heavy):
     """Catches an import that everybody pays for: scipy.stats alone takes 1.7 s, matplotlib.pyplot 1.0 s."""
     assert heavy not in imported_modules()

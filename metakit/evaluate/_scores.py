@@ -11,11 +11,10 @@ from jaxtyping import Array, Float
 
 from metakit import random
 from metakit._algorithm import require_algorithm
-from metakit._compile import compiled
+from metakit._compile import compiled, runs_alone
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 from metakit.sharding import map_tasks, replicate
-from metakit.sharding._chunks import LARGE_TASK
 
 # Tasks that are not large run as many at once as keep the inputs near 4M numbers, up to these. Measured on 2 CPU
 # cores, MAML on 10,000 sinusoids at 0 to 10 steps: 0.7 CPU seconds for 32 to 256 at once, 1.0 for 1024 and 1.9 for
@@ -31,7 +30,7 @@ def _choose_chunk(chunk: Any, sampler: Any, key: Any, mesh: Mesh | None) -> Any:
     task = eqx.filter_eval_shape(sampler, key)
     size = sum(leaf.size for leaf in jax.tree.leaves(task) if hasattr(leaf, "dtype"))
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    if platform == "cpu" and size > LARGE_TASK:
+    if runs_alone(size, platform):
         return 1
     most = _MOST_TASKS_AT_ONCE.get(platform, _MOST_TASKS_ELSEWHERE)
     return max(1, min(_NUMBERS_AT_ONCE // max(size, 1), most))

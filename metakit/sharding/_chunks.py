@@ -7,13 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from metakit._compile import runs_alone
+
 from ._mesh import num_tasks
 
 Chunk: TypeAlias = int | Literal["auto"] | None
-
-# Tasks of more numbers than this are images. On a CPU they run one after another, in training and in evaluation:
-# convolutions with per-task weights are faster that way (docs/performance.md).
-LARGE_TASK = 4096
 
 
 def choose_chunk(chunk: Chunk, count: int, batched: Any, platform: str) -> int:
@@ -21,7 +19,7 @@ def choose_chunk(chunk: Chunk, count: int, batched: Any, platform: str) -> int:
     if chunk is None:
         return count
     if chunk == "auto":
-        return 1 if platform == "cpu" and _numbers_in_one_task(batched) > LARGE_TASK else count
+        return 1 if runs_alone(_numbers_in_one_task(batched), platform) else count
     if isinstance(chunk, bool) or chunk < 1:
         raise ValueError(f'chunk must be a positive number of tasks, "auto", or None for all at once; got {chunk!r}.')
     return min(chunk, count)
