@@ -1,7 +1,7 @@
 """`python -m tests.bench.bilevel`: what the adjoints keep and take, and a PyTorch loop beside them.
 
 - `exact`: the largest relative errors, in float64, against each other, differences and closed forms.
-- `memory`: scratch memory of the compiled hypergradient against inner steps, by XLA's own account; drawn.
+- `growth`: scratch memory of the compiled hypergradient (by XLA's own account) and time against inner steps; drawn.
 - `speed`: time and memory of the exact adjoints at 64 and 256 steps, in turns.
 - `peers`: against `torch.autograd.grad(..., create_graph=True)` in a loop, in turns, after comparing the gradients.
 """
@@ -16,16 +16,18 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from . import pictures
 from .bilevel_exact import exact
 from .workers import ROOT, Worker, bilevel_worker, find_torch
 
 STEPS = (5, 20, 100, 500, 2000, 5000)
+# Beyond these `growth` only compiles; what takes longer than LONG_MS is timed once.
+MOST_TIMED, MOST_BYTES, LONG_MS = 500, 8 * 2**30, 4000
 DRAWN = (
     "Unrolled",
     "MixedMode",
@@ -41,6 +43,8 @@ PEER = "PyTorch, create_graph=True"
 # Both sides round each of some thousand operations by 1e-16; a term left out is 1e-3 and more.
 TOLERANCE = 1e-9
 
+TITLE = "Hypergradient of a weight decay; momentum, MLP 64-256-256-256-1, batch 512"
+
 Say = Callable[[str], None]
 
 
@@ -48,7 +52,7 @@ Say = Callable[[str], None]
 class Options:
     """Figures of bilevel problems."""
 
-    parts: tuple[str, ...] = ("exact", "memory", "speed", "peers")
+    parts: tuple[str, ...] = ("exact", "growth", "speed", "peers")
     """Which."""
     peer_python: str | None = None
     """A Python that can import torch; by default this one, if it can."""
@@ -59,23 +63,38 @@ class Options:
     repeat: int = 5
     """Rounds; a time is the median over them."""
     pictures: pathlib.Path = ROOT / "docs" / "images"
-    """A folder for the picture, bilevel-memory.png."""
+    """A folder for the picture, bilevel-growth.png."""
     out: pathlib.Path | None = None
     """A folder for bilevel.json; what an earlier run wrote there and this one does not measure, stays."""
     smoke: bool = False
     """Tiny sizes."""
 
 
-def memory(options: Options, say: Say) -> list[dict[str, Any]]:
-    """Bytes for each adjoint and number of steps."""
-    found = []
+def growth(options: Options, say: Say) -> list[dict[str, Any]]:
+    """Bytes and milliseconds for each adjoint and number of steps."""
+    adjoints = DRAWN[1:3] if options.smoke else DRAWN
+    found: list[dict[str, Any]] = []
     # Reversible needs integers of 64 bits; the network is in float32 all the same.
     with bilevel_worker("jax", x64=True) as worker:
-        for adjoint in DRAWN[1:3] if options.smoke else DRAWN:
+
+        def load(point: dict[str, Any]) -> None:
+            worker.ask("load", adjoint=point["line"], small=options.smoke, num_steps=point["x"], by_decay=True)
+
+        for adjoint in adjoints:
             for steps in (4, 64) if options.smoke else STEPS:
                 say(f"compiling {adjoint}, {steps} steps")
-                size = worker.ask("temporary", adjoint=adjoint, small=options.smoke, num_steps=steps)
-                found.append({"adjoint": adjoint, "steps": steps, "bytes": size})
+                point: dict[str, Any] = {"line": adjoint, "x": steps, "rounds": []}
+                load(point)
+                found.append(point | {"bytes": worker.ask("temporary")})
+        timed = [point for point in found if point["x"] <= MOST_TIMED and point["bytes"] <= MOST_BYTES]
+        for turn in range(options.repeat):
+            for point in timed:
+                if all(ms < LONG_MS for ms in point["rounds"]):
+                    say(f"round {turn + 1}, {point['line']}, {point['x']} steps")
+                    load(point)
+                    point["rounds"].append(min(worker.ask("time", seconds=0.05, most=3)))
+    for point in timed:
+        point["ms"] = statistics.median(point["rounds"])
     return found
 
 
@@ -103,7 +122,7 @@ def speed(options: Options, say: Say) -> list[dict[str, Any]]:
             for name, worker in sides.items():
                 worker.ask("load", adjoint=name, small=options.smoke, num_steps=steps)
             measured = in_turns(sides, options, say)
-        found += [{"steps": steps, "side": name} | facts for name, facts in measured.items()]
+        found += [{"line": name, "x": steps} | facts for name, facts in measured.items()]
     return found
 
 
@@ -141,7 +160,7 @@ def peers(options: Options, say: Say) -> list[dict[str, Any]]:
             theirs = stack.enter_context(bilevel_worker("torch", python=python))
             theirs.ask("load", small=options.smoke, num_steps=steps, dtype="float32")
             measured = in_turns({'metakit, "auto"': ours, PEER: theirs}, options, say)
-        found += [{"steps": steps, "side": name, "difference": worst} | facts for name, facts in measured.items()]
+        found += [{"line": name, "x": steps, "difference": worst} | facts for name, facts in measured.items()]
     return found
 
 
@@ -152,8 +171,8 @@ def table(points: list[dict[str, Any]], title: str) -> Table:
         scratch = point.get("bytes", point.get("temporary"))
         grown = f"{(point['peak'] - point['before']) / 2**20:,.0f}" if "peak" in point else ""
         shown.add_row(
-            str(point["steps"]),
-            point.get("side", point.get("adjoint")),
+            str(point["x"]),
+            point["line"],
             f"{point['ms']:,.3g}" if "ms" in point else "",
             "" if scratch is None else f"{scratch / 2**20:,.1f}",
             grown,
@@ -161,23 +180,7 @@ def table(points: list[dict[str, Any]], title: str) -> Table:
     return shown
 
 
-def picture(points: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Memory against steps."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), facecolor="white", layout="constrained")
-    for name, marker in zip(dict.fromkeys(point["adjoint"] for point in points), "osD^vP*X", strict=False):
-        line = [(point["steps"], point["bytes"] / 2**20) for point in points if point["adjoint"] == name]
-        axes.plot(*zip(*line, strict=True), marker=marker, label=name, linewidth=1.3, markersize=5)
-    ticks = sorted({point["steps"] for point in points})
-    axes.set(xscale="log", yscale="log", xlabel="inner steps", ylabel="scratch memory of the hypergradient (MiB)")
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=100, facecolor="white")
-    plt.close(figure)
-
-
-PARTS = {"memory": memory, "speed": speed, "peers": peers}
+PARTS = {"growth": growth, "speed": speed, "peers": peers}
 
 
 def run(options: Options, console: Console) -> dict[str, Any]:
@@ -193,11 +196,16 @@ def run(options: Options, console: Console) -> dict[str, Any]:
             else:
                 new = PARTS[part](options, say)
                 console.print(table(new, part))
-                measured = {point["steps"] for point in new}
-                record[part] = [point for point in record.get(part, []) if point["steps"] not in measured] + new
-    if "memory" in options.parts:
+                measured = {point["x"] for point in new}
+                record[part] = [point for point in record.get(part, []) if point["x"] not in measured] + new
+    if "growth" in options.parts:
         options.pictures.mkdir(parents=True, exist_ok=True)
-        picture(record["memory"], options.pictures / "bilevel-memory.png")
+        drawn = {
+            "title": TITLE,
+            "axis": "inner steps",
+            "points": record["growth"],
+        }
+        pictures.curve(drawn, options.pictures / "bilevel-growth.png")
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record, indent=1) + "\n")

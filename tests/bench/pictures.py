@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's palette: told apart by readers with any colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#6E6E6E")
@@ -33,8 +34,13 @@ def curve(record: dict[str, Any], path: pathlib.Path, *, parameters: int | None 
         memory.plot(ticks, reference, color="#6E6E6E", linestyle=":", linewidth=1.3, label="parameters x steps")
     for axes, label in ((time, "time of a meta-gradient (ms)"), (memory, "temporary memory (MiB)")):
         axes.set(xscale="log", yscale="log", xlabel=record["axis"], ylabel=label)
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.tick_params(labelsize=8)
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     memory.legend(frameon=False, fontsize=7)

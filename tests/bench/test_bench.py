@@ -277,8 +277,9 @@ def test_the_bilevel_figures_are_measured(tmp_path):
     done = run("tests.bench.bilevel", "--smoke", "--repeat", "1", "--pictures", str(tmp_path), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((tmp_path / "bilevel.json").read_text())
-    assert (tmp_path / "bilevel-memory.png").stat().st_size > 1000
-    assert {point["adjoint"] for point in record["memory"]} == {"MixedMode", "Checkpointed"}
+    assert (tmp_path / "bilevel-growth.png").stat().st_size > 1000
+    assert {point["line"] for point in record["growth"]} == {"MixedMode", "Checkpointed"}
+    assert all(point["ms"] > 0 and point["bytes"] > 0 for point in record["growth"])
     assert all(point["ms"] > 0 and point["temporary"] > 0 for point in record["speed"])
     assert max(record["exact"]["agreement"].values()) < 1e-8
     assert record["exact"]["reversible"]["restored"] == 1.0
