@@ -7,6 +7,8 @@ from rich.table import Table as RichTable
 
 from .targets import MIB, TARGETS, fastest, figure, median, verdict
 
+_WIDE = 140
+
 
 class Table(NamedTuple):
     title: str
@@ -136,12 +138,25 @@ def machine_line(record: dict[str, Any]) -> str:
 def show(record: dict[str, Any], console: Console) -> None:
     console.print(machine_line(record), markup=False)
     for table in tables(record):
-        shown = RichTable(*table.header, title=table.title, title_justify="left")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+        if console.width < _WIDE:
+            _show_as_list(table, console)
+        else:
+            shown = RichTable(*table.header, title=table.title, title_justify="left")
+            for row in table.rows:
+                shown.add_row(*row)
+            console.print(shown)
         for note in table.notes:
             console.print(note, markup=False)
+
+
+def _show_as_list(table: Table, console: Console) -> None:
+    """In 80 columns a table of nine would be cut to five letters each."""
+    console.print(f"\n{table.title}", style="bold", markup=False)
+    for first, *rest in table.rows:
+        console.print(first, markup=False)
+        for name, value in zip(table.header[1:], rest, strict=True):
+            if value:
+                console.print(f"    {name}: {value}", markup=False)
 
 
 def markdown(record: dict[str, Any]) -> str:

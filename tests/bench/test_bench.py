@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bench import compare, flops, maps, measure, operations, report, scaling, targets, workers, workloads
 
@@ -162,6 +164,17 @@ def test_a_missing_peer_is_said():
     assert "no PyTorch" in text.splitlines()[0]
     assert "no peer" in text
     assert "| not measured | 1.5x | 2.3x |" in text
+
+
+@pytest.mark.parametrize("width", [80, 170])
+def test_a_terminal_of_any_width_shows_every_side(width):
+    """In 80 columns a table of nine columns cuts "PyTorch loop" to "PyTor..."."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    report.show(measured(torch=True), console)
+    text = console.export_text()
+    assert "PyTorch loop" in text
+    assert "process peak" in text
+    assert "…" not in text
 
 
 def test_a_named_peer_that_is_none_is_refused():
