@@ -49,40 +49,50 @@ def derivatives(convolution, geometry, x, w, v):
     return convolution(x, w, geometry), gradient, product
 
 
+run = jax.jit(derivatives, static_argnums=(0, 1))
+run_mapped = jax.jit(
+    lambda geometry, x, w, v: jax.vmap(functools.partial(derivatives, ours, geometry))(x, w, v), static_argnums=0
+)
+
+
+def one_after_another(geometry, x, w, v):
+    each = [run(laxs, geometry, x[i], w[i], tuple(a[i] for a in v)) for i in range(len(x))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def cast(arrays, dtype):
+    x, w, *v = (a.astype(dtype) for a in arrays)
+    return x, w, tuple(v)
+
+
+def as_accurate(a, b, exact):
+    """Another order of summation errs as much as lax's own; the largest number's last few bits are granted to both."""
+    a, b, exact = map(np.asarray, (a, b, exact))
+    error, allowed = np.abs(a - exact).max(), np.abs(b - exact).max()
+    assert a.dtype == np.float32
+    assert error <= 4 * allowed + 16 * np.finfo(np.float32).eps * np.abs(exact).max()
+
+
 def check(problem):
     geometry, n, channels, filters, seed = problem
     rng = np.random.default_rng(seed)
     shapes = [(n, *geometry.image, channels), (*geometry.kernel, channels, filters)] * 2
-    x, w, *v = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)
-    run = jax.jit(derivatives, static_argnums=(0, 1))
-    truth = run(laxs, geometry, x, w, tuple(v))
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10),
-        run(ours, geometry, x, w, tuple(v)),
-        truth,
-    )
-
+    shared = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
     # Weights of its own for each task: twice the problem, scaled apart, against one task after another.
-    pairs = [jnp.stack([a, -0.5 * a[::-1]]) for a in (x, w, *v)]
-    mapped = jax.jit(jax.vmap(functools.partial(derivatives, ours, geometry)))(*pairs[:2], tuple(pairs[2:]))
-    each = [run(laxs, geometry, *(a[i] for a in pairs[:2]), tuple(a[i] for a in pairs[2:])) for i in range(2)]
-    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), mapped, together)
-
-    single = [a.astype(jnp.float32) for a in (x, w, *v)]
-    exact = run(
-        laxs, geometry, *(a.astype(jnp.float64) for a in single[:2]), tuple(a.astype(jnp.float64) for a in single[2:])
-    )
-    found, plain = (run(f, geometry, *single[:2], tuple(single[2:])) for f in (ours, laxs))
-
-    def as_accurate(*arrays):
-        a, b, exact = (np.asarray(array) for array in arrays)
-        # Another order of summation errs as much as lax's own; the largest number's last few bits are granted to both.
-        error, allowed = np.abs(a - exact).max(), np.abs(b - exact).max()
-        assert a.dtype == np.float32
-        assert error <= 4 * allowed + 16 * np.finfo(np.float32).eps * np.abs(exact).max()
-
-    jax.tree.map(as_accurate, found, plain, exact)
+    own = [jnp.stack([a, -0.5 * a[::-1]]) for a in shared]
+    for arrays, found, plain in (
+        (shared, functools.partial(run, ours), functools.partial(run, laxs)),
+        (own, run_mapped, one_after_another),
+    ):
+        double = cast(arrays, jnp.float64)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10),
+            found(geometry, *double),
+            plain(geometry, *double),
+        )
+        single = cast(arrays, jnp.float32)
+        exact = plain(geometry, *cast([*single[:2], *single[2]], jnp.float64))
+        jax.tree.map(as_accurate, found(geometry, *single), plain(geometry, *single), exact)
 
 
 settings = functools.partial(hypothesis.settings, deadline=None, derandomize=True, database=None)
