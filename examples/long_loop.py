@@ -75,7 +75,7 @@ def picture(path: pathlib.Path, memory, fits, data) -> None:
     axes[1].plot(*data["train"], "k.", label="training points")
     for name, model in fits.items():
         axes[1].plot(x, model(x), label=name)
-    axes[1].legend(fontsize="x-small")
+    axes[1].legend(fontsize="x-small", loc="lower right")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
