@@ -82,8 +82,7 @@ def main(path: pathlib.Path | None, way: int = WAY, steps: int = STEPS, hyper_st
     data = draw(way, seed)
     params = {"w": jnp.zeros((data["train_x"].shape[1], way)), "b": jnp.zeros(way)}
     problem = mk.Bilevel(inner, outer, mk.inner.Momentum(0.5, 0.9), num_steps=steps)
-    weights = jnp.full(len(data["train_y"]), 0.5)
-    optimiser = optax.adam(RATE)
+    weights, optimiser = jnp.full(len(data["train_y"]), 0.5), optax.adam(RATE)
 
     @eqx.filter_jit
     def hyper_step(weights, state, data):
@@ -117,4 +116,5 @@ def main(path: pathlib.Path | None, way: int = WAY, steps: int = STEPS, hyper_st
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=pathlib.Path, nargs="?", help="where to write the picture (PNG)")
-    main(parser.parse_args().path)
+    parser.add_argument("--seed", type=int, default=0, help="of the characters and the wrong labels")
+    main(**vars(parser.parse_args()))

@@ -1,6 +1,6 @@
 """A rate and a momentum for every layer and every one of 100 steps, learned by running the training backwards.
 
-Hundreds of hyperparameters, one hypergradient each time: `mk.inner.Reversible` restores every state of the training bit
+1,600 hyperparameters, one hypergradient each time: `mk.inner.Reversible` restores every state of the training bit
 for bit instead of storing it. After Maclaurin et al. 2015 (https://arxiv.org/abs/1502.03492), section 3.1, on Glyphs.
 
 python examples/learned_schedule.py schedule.png

@@ -8,11 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from metakit._errors import require_number
 from metakit._tree import global_norm
 from metakit.inner import AbstractAdjoint, Checkpointed, MixedMode, Reversible, Unrolled
 
 from ._hypergradient import hypergradient, resolve
-from ._problem import Bilevel, solve, solver_of, start_of
+from ._problem import Bilevel, check_problem, solve, solver_of, start_of
 
 # Steps of the differences, in units of a leaf's size. Fourth order: the error falls as the fourth power of the step
 # until rounding, which grows as its inverse, takes over; the pair that agrees best is where.
@@ -118,13 +119,14 @@ def check_hypergradient(
     **Arguments:**
 
     - `problem`, `hyper`, `params`, `data`, `adjoint`: as for `mk.hypergradient`.
-    - `against`: adjoints to compare with; default the exact ones for any solver. Give `()` where the unroll would not
-      fit into memory.
+    - `against`: adjoints to compare with, the checked one left out; default the exact ones for any solver. Give `()`
+      where the unroll would not fit into memory.
     - `tolerance`: the largest relative error that counts as agreement; default 1e-6.
 
     **Returns:** a `HypergradientReport`: `assert report.agrees, report`.
 
-    **Raises:** `ValueError` as `mk.hypergradient`.
+    **Raises:** `ValueError` and `TypeError` as `mk.hypergradient`, for a `tolerance` that is not positive, and for an
+    `against` that is no sequence of adjoints.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> problem = mk.Bilevel(
@@ -137,12 +139,22 @@ def check_hypergradient(
     >>> report.agrees
     True
     """
+    check_problem(problem)
+    if not isinstance(against, Sequence) or not all(isinstance(other, AbstractAdjoint) for other in against):
+        raise TypeError(f"against must be a sequence of adjoints, such as (mk.inner.Unrolled(),), got {against!r}.")
+    require_number("tolerance", tolerance)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, got {tolerance}; 1e-6 is the default.")
     with jax.enable_x64(True):
         problem, hyper, params, data = _float64((problem, hyper, params, data))
         adjoint = resolve(adjoint, problem, hyper, params, data)
         value, gradient, _ = hypergradient(problem, hyper, params, data, adjoint=adjoint)
         plain = _shifted(problem, adjoint, hyper, params)
-        others = {_name(other): hypergradient(plain, hyper, params, data, adjoint=other).gradient for other in against}
+        others = {
+            _name(other): hypergradient(plain, hyper, params, data, adjoint=other).gradient
+            for other in against
+            if _name(other) != _name(adjoint)
+        }
         floating, static = eqx.partition(hyper, eqx.is_inexact_array)
 
         @jax.jit

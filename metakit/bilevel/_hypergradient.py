@@ -11,7 +11,7 @@ from metakit._types import Scalar
 from metakit.inner import AbstractAdjoint, AbstractSolver, Auto, Choice, Solution, choose_adjoint as choose_for_loop
 
 from ._paths import check_paths
-from ._problem import Bilevel, check_hyper, objective, solver_of, start_of
+from ._problem import Bilevel, check_hyper, check_problem, objective, solver_of, start_of
 
 
 class Hypergradient(NamedTuple):
@@ -64,10 +64,11 @@ def hypergradient(
 
     **Returns:** a `Hypergradient`: `value, gradient, solution = mk.hypergradient(...)`.
 
-    **Raises:** `ValueError` when a hyperparameter acts only in ways of which the adjoint gives no gradient, when
-    `hyper` holds a Python float or no floating-point array, when `params` is missing or given beside an `init`, and
-    what the adjoint itself raises: `mk.inner.Implicit` when the inner loop has not converged. `TypeError` for an
-    adjoint that is none, such as the class of one.
+    **Raises:** `ValueError` when a hyperparameter acts in a way of which the adjoint gives no gradient (beside others,
+    `mk.inner.Implicit` may drop what has no influence on a minimum), when `hyper` holds a Python float or no
+    floating-point array, when `params` is missing or given beside an `init`, and what the adjoint itself raises:
+    `mk.inner.Implicit` when the inner loop has not converged. `TypeError` for an adjoint that is none, such as the
+    class of one, or a problem that is none.
 
     **Source:** Franceschi et al. 2018, "Bilevel Programming for Hyperparameter Optimization and Meta-Learning",
     equations 1 to 4, https://arxiv.org/abs/1806.04910.
@@ -83,6 +84,7 @@ def hypergradient(
     >>> float(value), float(gradient["rate"])  # of 1 - (1 - rate)**2
     (0.75, 1.0)
     """
+    check_problem(problem)
     check_hyper(hyper)
     chosen = resolve(adjoint, problem, hyper, params, data)
     check_paths(problem, chosen, hyper, params, data)
@@ -91,7 +93,7 @@ def hypergradient(
 
     def outer(hyper: Any) -> tuple[Scalar, Solution]:
         start, solver = start_of(problem, hyper, params), solver_of(problem, hyper)
-        # What the adjoint drops was checked above; closed off, it raises no error for a leaf that acts otherwise too.
+        # What Implicit may drop beside another way; closed off, it raises no error.
         start = detached(start) if "params" in dropped else start
         solver = detached(solver) if "solver" in dropped else solver
         solution = chosen.solve(objective(problem), solver, start, (hyper, data), problem.num_steps)
@@ -112,14 +114,17 @@ def choose_adjoint(
     **Returns:** an `mk.inner.Choice`, by the rules of `mk.inner.choose_adjoint`. To use another limit than the
     default, `mk.hypergradient(..., adjoint=mk.inner.Auto(memory_limit))`, or the choice's `adjoint`.
 
-    **Raises:** `ValueError` as `mk.hypergradient`.
+    **Raises:** `TypeError` and `ValueError` for a `problem`, `hyper` or `params` that `mk.hypergradient` refuses, and
+    for a `memory_limit` that is no positive whole number.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> problem = mk.Bilevel(
     ...     lambda w, target, data, step: (w - target) ** 2, lambda w, target, data: w**2, mk.inner.SGD(0.5), 1000)
-    >>> mk.choose_adjoint(problem, jnp.ones(()), jnp.zeros(())).reason[:49]
-    '1000 steps of SGD on 1 parameters: MixedMode, as '
+    >>> mk.choose_adjoint(problem, jnp.ones(()), jnp.zeros(())).reason[:48]
+    '1000 steps of SGD on 1 parameter: MixedMode, as '
     """
+    check_problem(problem)
+    check_hyper(hyper)
     start, solver = start_of(problem, hyper, params), solver_of(problem, hyper)
     # What a forward-mode adjoint would carry: the numbers that depend on hyper where they enter the loop.
     moving = [hyper]

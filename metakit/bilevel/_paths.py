@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
-from metakit.inner import AbstractAdjoint, AbstractSolver
+from metakit.inner import AbstractAdjoint, AbstractSolver, Implicit
 
 from ._problem import Bilevel, solver_of, start_of
 
@@ -21,10 +21,10 @@ def _used(function: Callable[[Any], Any], floating: Any) -> list[bool]:
 
 
 def check_paths(problem: Bilevel, adjoint: AbstractAdjoint, hyper: Any, params: Any, data: Any) -> None:
-    """Refuse a hyperparameter all of whose influence the adjoint leaves out.
+    """Refuse a hyperparameter that acts in a way of which the adjoint gives no gradient.
 
-    One that `outer` uses directly as well keeps that part of its gradient, and one of several ways through the inner
-    loop may be dropped: those are the biases that the adjoint documents.
+    What `Implicit` drops has no influence on a minimum: beside another way it may be dropped, once the loop is known to
+    have converged.
 
     **Raises:** `ValueError` that names the first such leaf.
     """
@@ -42,17 +42,18 @@ def check_paths(problem: Bilevel, adjoint: AbstractAdjoint, hyper: Any, params: 
         "solver": _used(lambda tree: _made(problem, whole(tree)), floating),
         "params": _used(lambda tree: None if problem.init is None else problem.init(whole(tree)), floating),
     }
-    direct = _used(lambda tree: problem.outer(start, whole(tree), data), floating)
+    vanishes = isinstance(adjoint, Implicit) and adjoint.tolerance is not None
     flat, _ = jax.tree_util.tree_flatten_with_path(floating)
     paths = [jax.tree_util.keystr(path) or "hyper" for path, _ in flat]
     for i, path in enumerate(paths):
         through = {way for way, used in ways.items() if used[i]}
-        if through and through <= dropped and not direct[i]:
-            what = " and ".join(_WAYS[way] for way in sorted(through))
+        lost = through & dropped
+        if lost and not (vanishes and through - dropped):
+            what = " and ".join(_WAYS[way] for way in sorted(lost))
             raise ValueError(
-                f"the hyperparameter {path} acts through {what} only, of which {type(adjoint).__name__} gives no "
-                f"gradient after num_steps={problem.num_steps}: it would be zero in silence. Use an exact adjoint, "
-                'such as mk.inner.MixedMode() or "auto", or take the leaf out of hyper.'
+                f"the hyperparameter {path} acts through {what}, of which {type(adjoint).__name__} gives no gradient "
+                f"after num_steps={problem.num_steps}: it would be left out in silence. Use an exact adjoint, such as "
+                'mk.inner.MixedMode() or "auto", or take the leaf out of hyper.'
             )
 
 

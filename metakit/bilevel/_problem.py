@@ -70,6 +70,12 @@ class Bilevel(eqx.Module):
         check_steps(self.solver if isinstance(self.solver, AbstractSolver) else SGD(1.0), self.num_steps)
 
 
+def check_problem(problem: Any) -> None:
+    """Refuse what is no bilevel problem."""
+    if not isinstance(problem, Bilevel):
+        raise TypeError(f"problem must be an mk.Bilevel(inner, outer, solver, num_steps), got {problem!r}.")
+
+
 def check_hyper(hyper: Any) -> None:
     """Refuse hyperparameters that would get no gradient without a word."""
     for path, leaf in jax.tree.leaves_with_path(hyper):

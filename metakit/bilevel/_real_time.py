@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from metakit._errors import raise_or_nan
-from metakit._tree import detached, from_vector, unit_directions
+from metakit._tree import detached, from_vector, inexact_leaves, unit_directions
 from metakit.inner import Solution, check_steps
 
 from ._hypergradient import Hypergradient
-from ._problem import Bilevel, check_hyper, solver_of, start_of
+from ._problem import Bilevel, check_hyper, check_problem, solver_of, start_of
 
 
 class RealTime(eqx.Module):
@@ -39,8 +39,8 @@ class RealTime(eqx.Module):
 def start_real_time(problem: Bilevel, hyper: Any, params: Any = None) -> RealTime:
     """The state before the first step, for `real_time_hypergradient`.
 
-    **Arguments:** `problem`, `hyper`, `params` as for `mk.hypergradient`; the problem's `num_steps` is how many steps
-    will be taken at most.
+    **Arguments:** `problem`, `hyper`, `params` as for `mk.hypergradient`; the problem's `num_steps` is not looked
+    at, as each call says how many it takes.
 
     **Returns:** a `RealTime` with $Z_0$: zero, or the derivative of the problem's `init`.
 
@@ -52,6 +52,7 @@ def start_real_time(problem: Bilevel, hyper: Any, params: Any = None) -> RealTim
     >>> int(mk.start_real_time(problem, jnp.ones(()), jnp.zeros(())).step)
     0
     """
+    check_problem(problem)
     check_hyper(hyper)
     floating, others = eqx.partition(hyper, eqx.is_inexact_array)
 
@@ -100,8 +101,9 @@ def real_time_hypergradient(
 
     **Returns:** a `Hypergradient`, whose `solution` has the losses of these steps, and the new `RealTime`.
 
-    **Raises:** `ValueError` for a negative `num_steps`, or when the solver has no rates for so many steps; in a
-    compiled program, which cannot count the steps of earlier calls, value and gradient are then NaN.
+    **Raises:** `ValueError` for a negative `num_steps`, for a `hyper` of another size than the state was started with,
+    or when the solver has no rates for so many steps; in a compiled program, which cannot count the steps of earlier
+    calls, value and gradient are then NaN.
 
     **Source:** Franceschi et al. 2017, "Forward and Reverse Gradient-Based Hyperparameter Optimization", section 3.3
     (real-time hyperparameter optimisation), https://arxiv.org/abs/1703.01785.
@@ -115,8 +117,15 @@ def real_time_hypergradient(
     >>> float(value), float(gradient)
     (0.75, 0.75)
     """
+    check_problem(problem)
     check_hyper(hyper)
     floating, others = eqx.partition(hyper, eqx.is_inexact_array)
+    count, carried = sum(leaf.size for leaf in inexact_leaves(hyper)), len(inexact_leaves(state.tangents)[0])
+    if count != carried:
+        raise ValueError(
+            f"hyper has {count} numbers, but the state carries derivatives by {carried}: it was started with another "
+            "hyper. Call mk.start_real_time with this one."
+        )
     check_steps(solver_of(problem, hyper), num_steps)
     data = detached(data)
     numbers, rest = eqx.partition((state.params, state.state), eqx.is_inexact_array)

@@ -73,8 +73,8 @@ def _towards_solutions(settings: Settings) -> optax.GradientTransformation:
 
 
 def _two_players(settings: Settings) -> optax.GradientTransformation:
-    """MetaGAN's generator goes its own pace, DCGAN's."""
-    generator = optax.adam(2e-4, b1=0.5)
+    """MetaGAN's generator: DCGAN's momentum, and the classifier's rate without its schedule."""
+    generator = optax.adam(settings.rate, b1=0.5)
     return optax.multi_transform({"discriminator": adam(settings), "generator": generator}, metagan.players)
 
 

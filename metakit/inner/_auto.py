@@ -44,6 +44,12 @@ class Choice(NamedTuple):
     bytes: int
 
 
+def _check_limit(memory_limit: int) -> None:
+    require_whole("memory_limit, in bytes,", memory_limit)
+    if memory_limit <= 0:
+        raise ValueError(f"memory_limit must be a positive number of bytes, got {memory_limit}.")
+
+
 class Auto(AbstractAdjoint):
     """The first exact adjoint of a list that fits: what `adjoint="auto"` means.
 
@@ -75,9 +81,7 @@ class Auto(AbstractAdjoint):
     memory_limit: int = eqx.field(static=True)
 
     def __init__(self, memory_limit: int = _GIB):
-        require_whole("Auto's memory_limit, in bytes,", memory_limit)
-        if memory_limit <= 0:
-            raise ValueError(f"memory_limit must be a positive number of bytes, got {memory_limit}.")
+        _check_limit(memory_limit)
         self.memory_limit = memory_limit
 
     def dropped(self, num_steps: int) -> frozenset[str]:
@@ -130,13 +134,15 @@ def choose_adjoint(
 
     **Returns:** a `Choice`.
 
-    **Raises:** `ValueError` as `solve`.
+    **Raises:** `ValueError` as `solve`, and for a `memory_limit` that is not positive; `TypeError` for one that is no
+    whole number.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> choice = mk.inner.choose_adjoint(lambda w, _, step: jnp.sum(w**2), mk.inner.SGD(0.1), jnp.ones(3), None, 900)
     >>> type(choice.adjoint).__name__
     'MixedMode'
     """
+    _check_limit(memory_limit)
     inputs, loop = prepare(objective, solver, params, args, num_steps, None)
     state = tree_bytes(jax.eval_shape(lambda: start(inputs)))
     kept = _bytes_of_a_step(inputs, loop)
@@ -148,9 +154,9 @@ def choose_adjoint(
     candidates.append((MixedMode(), num_steps * state + kept, "it keeps the state of every step"))
     roots = 2 * math.isqrt(num_steps) + 1
     candidates.append((MixedMode(checkpointed=True), roots * state + kept, "it keeps the states of 2 sqrt(K) steps"))
-    if _can_reverse(inputs):
-        reversible = Reversible()
-        words = 2 + reversible.num_lanes(num_steps)
+    reversible = _reversible(inputs)
+    if reversible is not None:
+        words = 2 * (2 + reversible.num_lanes(num_steps))  # XLA holds what its loop carries twice
         candidates.append(
             (reversible, words * 8 * size + kept, "it keeps some bits a step, and moves decays to n/65536")
         )
@@ -158,7 +164,8 @@ def choose_adjoint(
         reason = f"it carries {num_hyperparameters} derivatives along, however many steps"
         candidates.append((Forward(), num_hyperparameters * (state + kept), reason))
 
-    about = f"{num_steps} steps of {type(solver).__name__} on {size:,} parameters"
+    numbers = "1 parameter" if size == 1 else f"{size:,} parameters"
+    about = f"{num_steps} steps of {type(solver).__name__} on {numbers}"
     for adjoint, cost, reason in candidates:
         if cost <= memory_limit:
             return Choice(
@@ -191,9 +198,10 @@ def _bytes_of_a_step(inputs: Inputs, loop: Loop) -> int:
     return max(kept - tree_bytes((floating.args, floating.solver)), tree_bytes(floating.params))
 
 
-def _can_reverse(inputs: Inputs) -> bool:
+def _reversible(inputs: Inputs) -> Reversible | None:
+    """With the room that the solver's decays need, where they are known."""
     if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        return False
+        return None
     how, decays = Reversible(), []
 
     def note(decay: Any) -> Any:
@@ -203,10 +211,12 @@ def _can_reverse(inputs: Inputs) -> bool:
     try:
         how.effective(inputs.solver, inputs.params).with_decays(note)  # pyright: ignore[reportAttributeAccessIssue]
     except ValueError:
-        return False
+        return None
     # It refuses, or makes NaN of, smaller ones, and what is learned or traced may become one.
-    known = not any(isinstance(decay, Tracer) for decay in decays)
-    return known and all(np.all(np.asarray(decay) >= how.smallest_decay) for decay in decays)
+    if any(isinstance(decay, Tracer) for decay in decays):
+        return None
+    smallest = min(float(np.min(np.asarray(decay))) for decay in decays)
+    return Reversible(smallest) if smallest >= how.smallest_decay else None
 
 
 def _name(adjoint: AbstractAdjoint) -> str:

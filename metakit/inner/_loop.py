@@ -35,6 +35,8 @@ def prepare(
     """Checked arguments of `solve`, sorted into what varies and what does not."""
     check_steps(solver, num_steps)
     refuse_traced_closures(objective, params, args)
+    if observe is not None:
+        refuse_traced_closures(observe, params, args, "observe")
     adapted, rest = split_params(params)
     return Inputs(adapted, rest, args, solver), Loop(objective, observe, num_steps)
 

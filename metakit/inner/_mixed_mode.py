@@ -50,8 +50,8 @@ class MixedMode(AbstractAdjoint):
 
     - `checkpointed`: static; default `False`.
 
-    **Raises:** of `solve`: `ValueError` when the objective closes over an array that JAX is tracing; hand it in by
-    `args`.
+    **Raises:** `TypeError` for a `checkpointed` that is no truth value; of `solve`: `ValueError` when the objective
+    closes over an array that JAX is tracing; hand it in by `args`.
 
     **Source:** Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG), ICML,
     https://arxiv.org/abs/2505.00793.
@@ -65,6 +65,10 @@ class MixedMode(AbstractAdjoint):
     """
 
     checkpointed: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        if not isinstance(self.checkpointed, bool):
+            raise TypeError(f"MixedMode's checkpointed must be True or False, got {self.checkpointed!r}.")
 
     def dropped(self, num_steps: int) -> frozenset[str]:
         del num_steps

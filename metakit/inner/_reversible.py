@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from metakit._errors import raise_or_nan
+from metakit._errors import raise_or_nan, require_number
 
 from ._adjoint import AbstractAdjoint, Objective, Observe, Solution, make_step, step_indices
 from ._fixed_point import DIVISOR, LARGEST, SMALLEST_NUMERATOR, snap
@@ -58,10 +58,11 @@ class Reversible(AbstractAdjoint):
     **Arguments:**
 
     - `smallest_decay`: static; default 0.5. Room is made for decays that are at least this on average over every few
-      dozen steps; 0.9 needs a seventh of the room.
+      dozen steps; 0.9 needs a sixth of the room.
 
-    **Raises:** `ValueError` for a `smallest_decay` outside (0, 1); in `solve`, without 64-bit integers, for a solver
-    that cannot be undone, and for a decay outside (0, 1), or below 1/256, by its value.
+    **Raises:** `TypeError` for a `smallest_decay` that is no number, `ValueError` for one outside (0, 1); in `solve`,
+    without 64-bit integers, for a solver that cannot be undone, and for a decay outside (0, 1), or below 1/256, by its
+    value.
 
     **Source:** Maclaurin, Duvenaud and Adams 2015, "Gradient-based Hyperparameter Optimization through Reversible
     Learning", algorithms 2 and 3, https://arxiv.org/abs/1502.03492. Their decay is the fraction above, here it is the
@@ -80,6 +81,7 @@ class Reversible(AbstractAdjoint):
     smallest_decay: float = eqx.field(static=True)
 
     def __init__(self, smallest_decay: float = 0.5):
+        require_number("Reversible's smallest_decay", smallest_decay)
         if not 0 < smallest_decay < 1:
             raise ValueError(f"smallest_decay must lie strictly between 0 and 1, got {smallest_decay}.")
         self.smallest_decay = float(smallest_decay)

@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import metakit as mk
@@ -25,7 +26,8 @@ _SOLVERS: dict[str, Callable[[Any], mk.inner.AbstractSolver]] = {
 
 def _relative(tree: Any, other: Any) -> float:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    return max(float(jnp.linalg.norm(jnp.ravel(a - b)) / jnp.linalg.norm(jnp.ravel(b))) for a, b in pairs)
+    # By NumPy, whose maximum of a NaN is NaN.
+    return float(np.max([jnp.linalg.norm(jnp.ravel(a - b)) / jnp.linalg.norm(jnp.ravel(b)) for a, b in pairs]))
 
 
 def _small_network() -> tuple[Any, Any, Any]:
@@ -61,7 +63,7 @@ def agreement(say: Say, steps: tuple[int, ...]) -> dict[str, float]:
             )
             for row in report.rows:
                 key = row.against if row.against in ("differences", "jvp") else "adjoints"
-                found[key] = max(found.get(key, 0.0), row.error)
+                found[key] = float(np.maximum(found.get(key, 0.0), row.error))
     return found
 
 
@@ -168,11 +170,34 @@ def implicit(say: Say, num_steps: int) -> dict[str, float]:
     return {"ridge": _relative(ours, jax.grad(exact)(at)), "network": network}
 
 
+# What each figure may be at most. At smoke size the loops of the others are too short to converge, or to be large.
+_AGREEMENT = {"adjoints": 1e-8, "jvp": 1e-8, "differences": 1e-8}
+_LIMITS = {
+    "agreement": _AGREEMENT,
+    "reversible": {"error": 1e-8, "memory of the unroll's": 0.05},
+    "implicit": {"ridge": 1e-6, "network": 1e-4},
+}
+
+
+def require(found: dict[str, dict[str, float]], limits: dict[str, dict[str, float]]) -> None:
+    """Raise for a figure beyond its limit, or NaN."""
+    beyond = [
+        f"{part}, {name}: {found[part][name]:.1e} (at most {most:g})"
+        for part, each in limits.items()
+        for name, most in each.items()
+        if not found[part][name] <= most
+    ]
+    if beyond:
+        raise AssertionError("; ".join(beyond))
+
+
 def exact(smoke: bool, say: Say) -> dict[str, dict[str, float]]:
-    """All of it."""
+    """All of it, within its limits."""
     with jax.enable_x64(True):
-        return {
+        found = {
             "agreement": agreement(say, (2,) if smoke else (1, 10, 50)),
             "reversible": reversible(say, 20 if smoke else 1000, 8 if smoke else 90),
             "implicit": implicit(say, 50 if smoke else 2000),
         }
+    require(found, {"agreement": _AGREEMENT} if smoke else _LIMITS)
+    return found

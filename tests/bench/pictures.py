@@ -32,7 +32,7 @@ def curve(record: dict[str, Any], path: pathlib.Path, *, parameters: int | None 
     if parameters is not None:
         reference = [steps * 4 * parameters / 2**20 for steps in ticks]
         memory.plot(ticks, reference, color="#6E6E6E", linestyle=":", linewidth=1.3, label="parameters x steps")
-    for axes, label in ((time, "time of a meta-gradient (ms)"), (memory, "temporary memory (MiB)")):
+    for axes, label in ((time, "time of a gradient (ms)"), (memory, "temporary memory (MiB)")):
         axes.set(xscale="log", yscale="log", xlabel=record["axis"], ylabel=label)
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.tick_params(labelsize=8)

@@ -198,6 +198,20 @@ def test_a_custom_rule_refuses_a_closed_over_input(name):
         jax.vmap(jax.grad(outer))(jnp.ones(2))
 
 
+@pytest.mark.parametrize("name", ["Forward", "Implicit", "Reversible"])
+def test_a_custom_rule_refuses_a_closed_over_input_of_observe(name):
+    """Catches an error of JAX's own that names neither the array nor what closed over it."""
+    adjoint, solver = CUSTOM_RULES[name]
+
+    def outer(scale):
+        observe = lambda w, args, step: scale * w
+        solution = adjoint.solve(lambda w, args, step: jnp.sum(w**2), solver, jnp.ones(2), None, 2, observe=observe)
+        return jnp.sum(solution.params) + jnp.sum(solution.observed)
+
+    with pytest.raises(ValueError, match=r"^observe closes over float64\[\], an array"):
+        jax.grad(outer)(jnp.ones(()))
+
+
 @pytest.mark.parametrize(
     "adjoint",
     [
@@ -243,7 +257,9 @@ def test_parameters_of_two_dtypes(adjoint):
         (lambda: mk.inner.Truncated(2.5), r"Truncated's last must be a whole number, got 2\.5"),
         (lambda: mk.inner.Neumann(2.5, 0.1), r"Neumann's num_terms must be a whole number, got 2\.5"),
         (lambda: mk.inner.Neumann(2, "fast"), r"Neumann's rate must be a number, got 'fast'"),
-        (lambda: mk.inner.Auto("1GB"), r"Auto's memory_limit, in bytes, must be a whole number, got '1GB'"),
+        (lambda: mk.inner.Reversible("0.5"), r"Reversible's smallest_decay must be a number, got '0\.5'"),
+        (lambda: mk.inner.MixedMode(100), r"MixedMode's checkpointed must be True or False, got 100"),
+        (lambda: mk.inner.Auto("1GB"), r"memory_limit, in bytes, must be a whole number, got '1GB'"),
     ],
 )
 def test_an_option_of_another_type(make, message):
