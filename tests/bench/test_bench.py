@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import compare, flops, maps, measure, operations, report, scaling, targets, workers, workloads
+from bench import bilevel_exact, compare, flops, maps, measure, operations, report, scaling, targets, workers, workloads
 
 HELLO = {
     "python": "3",
@@ -196,6 +196,16 @@ def test_every_target_names_a_side_that_exists():
     for target in targets.TARGETS:
         rows = {row.name for row in measure.sides(workloads.WORKLOADS[target.workload], WITH_TORCH)}
         assert set(target.peers) <= rows, target
+
+
+def test_an_error_that_is_no_number_is_beyond_its_limit():
+    """Python's max(0.0, nan) is 0.0: a leaf of NaN would be reported as exact."""
+    ones, wrong = {"a": np.ones(2), "b": np.ones(2)}, {"a": np.ones(2), "b": np.full(2, np.nan)}
+    error = bilevel_exact._relative(wrong, ones)
+    assert np.isnan(error)
+    for bad in (error, 2e-8):
+        with pytest.raises(AssertionError, match=r"agreement, jvp: .*at most 1e-08"):
+            bilevel_exact.require({"agreement": {"jvp": bad}}, {"agreement": {"jvp": 1e-8}})
 
 
 def test_growth_in_units_of_the_parameters():

@@ -23,10 +23,11 @@ def errors(report):
 
 
 def test_a_right_hypergradient_passes_everything():
-    """Catches differences too coarse for 1e-6, and comparisons that are left out."""
+    """Catches differences too coarse for 1e-6, comparisons that are left out, and one of an adjoint with itself."""
     report = mk.check_hypergradient(PROBLEM, HYPER, PARAMS, DATA)
     assert report.agrees, report
-    assert {row.against for row in report.rows} == {"differences", "jvp", "Unrolled", "Checkpointed", "MixedMode"}
+    assert report.adjoint == "MixedMode"
+    assert {row.against for row in report.rows} == {"differences", "jvp", "Unrolled", "Checkpointed"}
     assert {row.leaf for row in report.rows} == {"['log_decay']", "['rate']", "['decay']"}
     assert max(row.error for row in report.rows if row.against == "differences") < 1e-8
     assert max(row.error for row in report.rows if row.against != "differences") < 1e-10
@@ -127,7 +128,8 @@ def test_two_adjoints_of_one_kind_are_two_columns():
     """Catches comparisons that overwrite each other by the name of their class."""
     problem = mk.Bilevel(lambda w, h, data, step: (w - h) ** 2, lambda w, h, data: w**2, mk.inner.SGD(0.25), 3)
     against = (mk.inner.Truncated(1), mk.inner.Truncated(2), mk.inner.Unrolled())
-    report = mk.check_hypergradient(problem, jnp.ones(()), jnp.zeros(()), against=against)
+    adjoint = mk.inner.Checkpointed()
+    report = mk.check_hypergradient(problem, jnp.ones(()), jnp.zeros(()), adjoint=adjoint, against=against)
     found = {row.against: row.error for row in report.rows}
     assert list(found)[2:] == ["Truncated(last=1)", "Truncated(last=2)", "Unrolled"]
     # Of 1 - 0.5**3 the last step alone has 0.5, the last two 0.75.
