@@ -308,7 +308,7 @@ def test_bad_input(call, error, message):
         call()
 
 
-def test_auto_says_what_it_chose():
+def test_the_choice_is_for_the_loop_that_is_differentiated():
     """Catches a choice for another loop than the one that is differentiated, and forward mode chosen by the size of
     hyper where the solver made from it is larger."""
     problem, hyper, _ = decay
