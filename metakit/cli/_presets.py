@@ -137,7 +137,7 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "versa": _LONGER_OMNIGLOT | {"rate": 1e-3, "steps": 8000},
     "metagan": _METRIC_OMNIGLOT | {"steps": 4000},
     "snail": _METRIC_OMNIGLOT | {"steps": 10_000},
-    "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 10_000, "validate_every": 2000},
+    "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 60_000, "validate_every": 6000},
     "meta-lstm": {"test_queries": 15, "steps": 5000, "validate_every": 1000},
     "mann": {"steps": 50_000, "schedule": "cooldown", "validate_every": 1000},
     "statistician": {"test_queries": 15, "steps": 30_000, "validate_every": 3000},
