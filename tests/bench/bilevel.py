@@ -199,11 +199,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
                 record[part] = [point for point in record.get(part, []) if point["x"] not in measured] + new
     if "growth" in options.parts:
         options.pictures.mkdir(parents=True, exist_ok=True)
-        drawn = {
-            "title": TITLE,
-            "axis": "inner steps",
-            "points": record["growth"],
-        }
+        drawn = {"title": TITLE, "axis": "inner steps", "points": record["growth"]}
         pictures.curve(drawn, options.pictures / "bilevel-growth.png")
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
