@@ -50,6 +50,7 @@ def sinusoid(adjoint, num_steps):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_sinusoid_maml_reaches_its_figures_and_first_order_differs_before_adaptation():
     """Catches a second order that is silently off: its error *before* adaptation then rises above the best
     non-adaptive regressor's by far, while the error after adaptation still looks plausible."""
@@ -64,6 +65,7 @@ def test_sinusoid_maml_reaches_its_figures_and_first_order_differs_before_adapta
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_ten_thousand_test_tasks_take_under_three_seconds():
     """Catches evaluation that loops over tasks or dispatches each step of adaptation."""
     evaluate = sinusoid(mk.inner.Unrolled(), 1)
@@ -87,6 +89,7 @@ def test_the_learned_inner_rate_is_the_closed_form_optimum():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize("kind", ["gru", "snail"])
 def test_the_bandits_example_runs_small(kind):
     """Catches an example that its library has left behind; its figures are in the docs."""
@@ -97,6 +100,7 @@ def test_the_bandits_example_runs_small(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_the_navigation_example_runs_small():
     """Catches an example that its library has left behind; its figures are in the docs."""
     returns, _, curve = example("navigation").main(steps=1, num_tasks=20, every=1)

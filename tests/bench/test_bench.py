@@ -272,6 +272,7 @@ def test_operations_of_one_kind_are_one_row():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_the_time_of_a_step_is_told_by_operation():
     """An event that lost its name, or counted a loop beside what runs in it, would leave an empty or doubled table."""
     found = operations.of_workload("sinusoid", operations.Options(smoke=True))

@@ -48,6 +48,7 @@ def test_data_cleaning_runs(noise, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_data_cleaning_finds_the_wrong_labels():
     """Catches weights that do not find what is wrong: the figure of the documentation, 0.88, with room for another
     CPU's rounding; one label in two is wrong, so calling all of them wrong would score 0.67."""
@@ -75,6 +76,7 @@ def test_hyper_representation_runs(noise, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_long_loop_runs(tmp_path):
     """Catches an example that an interface moved away from, and memory that grows with the steps."""
     result = example("long_loop").main(tmp_path / "picture.png", steps=200, hyper_steps=1)

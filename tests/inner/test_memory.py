@@ -31,6 +31,7 @@ def temporary_bytes(adjoint, solver, num_steps, *, widths=(64, 256, 3), examples
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize("num_steps", [64, 256])
 def test_a_tenth_of_the_plain_unroll_at_most(num_steps):
     """Catches stored activations: the MLP 64-256-256-256-1 on batches of 512, on which the unroll takes 583 MiB at 64
@@ -45,6 +46,7 @@ SMALL = {"widths": (16, 32, 2), "examples": 64}
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("adjoint", "growth"),
     [

@@ -9,7 +9,7 @@ import pytest
 
 import metakit as mk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 MIB = 2**20
 
