@@ -133,7 +133,9 @@ class ImageSequences(AbstractForm):
     def sampler(self, settings: Settings, pool: tasks.ImagePool | None, *, training: bool) -> Sampler:
         assert pool is not None
         counts = (settings.way, settings.shot) if training else (settings.test_way, settings.test_shot)
-        return tasks.Sequences(pool, *counts)
+        # As published, for drawings; glyphs come distorted.
+        moved = tasks.TurnAndShift() if training and settings.data == "omniglot" else None
+        return tasks.Sequences(pool, *counts, augment_class=moved)
 
     def scores(self, algorithm: Any, learner: Any, sampler: Sampler, key: Any, *, num_tasks: int) -> dict[str, Any]:
         del algorithm

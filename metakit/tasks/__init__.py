@@ -1,3 +1,4 @@
+from ._augment import TurnAndShift as TurnAndShift
 from ._cache import CacheWriteError as CacheWriteError, cache_directory as cache_directory
 from ._decode import DecodeError as DecodeError
 from ._download import DownloadError as DownloadError, download as download

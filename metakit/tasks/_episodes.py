@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import equinox as eqx
 import jax
@@ -39,8 +39,10 @@ class Episodes(eqx.Module):
       instead.
     - `shuffle`: put the support set in random order. By default it is sorted by label, which learners that
       read it as a sequence could exploit.
-    - `augment`: `augment(x, key=key) -> x` on float32 images `[n, channels, height, width]`, called once for
-      the support and once for the query set; none by default.
+    - `augment_class`: `augment_class(x, key=key) -> x` on float32 images `[n, channels, height, width]`, called
+      once for each class of an episode with all of its images, such as `mk.tasks.TurnAndShift()`; none by
+      default.
+    - `augment`: the same, called once for the support and once for the query set, after it.
 
     **Returns** (of a call): an `Episode`; `x` is float32 in 0..1, `[n, channels, height, width]`, `y` int32
     `[n]`.
@@ -66,6 +68,7 @@ class Episodes(eqx.Module):
     queries: int | tuple[int, ...] = eqx.field(static=True)
     rotate: Literal["none", "per_class"] = eqx.field(static=True)
     shuffle: bool = eqx.field(static=True)
+    augment_class: Callable[..., Any] | None
     augment: Callable[..., Any] | None
 
     @typed
@@ -78,6 +81,7 @@ class Episodes(eqx.Module):
         *,
         rotate: Literal["none", "per_class"] = "none",
         shuffle: bool = False,
+        augment_class: Callable[..., Any] | None = None,
         augment: Callable[..., Any] | None = None,
     ):
         require_classes(pool, way)
@@ -94,16 +98,17 @@ class Episodes(eqx.Module):
         self.queries = queries
         self.rotate = rotate
         self.shuffle = shuffle
+        self.augment_class = augment_class
         self.augment = augment
 
     @typed
     def __call__(self, key: PRNGKey) -> Episode:
-        class_key, example_key, turn_key, order_key, support_key, query_key = jax.random.split(key, 6)
+        class_key, example_key, turn_key, order_key, support_key, query_key, augment_key = jax.random.split(key, 7)
         shots = _per_label(self.shot, self.way, "shot", least=1)
         queries = _per_label(self.queries, self.way, "queries", least=0)
         drawn = max(s + q for s, q in zip(shots, queries, strict=True))
 
-        images = draw(self.pool, self.way, drawn, self.rotate, (class_key, example_key, turn_key))
+        images = draw(self, drawn, (class_key, example_key, turn_key, augment_key))
         # Row i of the flat images is example i % drawn of label i // drawn; the choice of rows is static.
         flat = images.reshape((self.way * drawn, *images.shape[2:]))
         first = [[label * drawn + i for i in range(s)] for label, s in enumerate(shots)]
@@ -115,12 +120,11 @@ class Episodes(eqx.Module):
             support_rows = jax.random.permutation(order_key, support_rows)
         query_rows = jnp.asarray(query_rows, jnp.int32)
         return Episode(
-            Examples(self._pixels(flat[support_rows], support_key), support_rows // drawn, self.way),
-            Examples(self._pixels(flat[query_rows], query_key), query_rows // drawn, self.way),
+            Examples(self._augmented(flat[support_rows], support_key), support_rows // drawn, self.way),
+            Examples(self._augmented(flat[query_rows], query_key), query_rows // drawn, self.way),
         )
 
-    def _pixels(self, images: UInt8[Array, "n c h w"], key: PRNGKey) -> Float[Array, "n ..."]:
-        x = images.astype(jnp.float32) / 255
+    def _augmented(self, x: Float[Array, "n c h w"], key: PRNGKey) -> Float[Array, "n ..."]:
         return x if self.augment is None else self.augment(x, key=key)
 
 
@@ -154,20 +158,33 @@ def require_rotation(pool: ImagePool, rotate: str) -> None:
         check_square(pool, "rotate='per_class'")
 
 
+class Sampler(Protocol):
+    """What a distribution over tasks of images draws classes by."""
+
+    pool: ImagePool
+    way: int
+    rotate: Literal["none", "per_class"]
+    augment_class: Callable[..., Any] | None
+
+
 def draw(
-    pool: ImagePool, way: int, count: int, rotate: str, keys: tuple[PRNGKey, PRNGKey, PRNGKey]
-) -> UInt8[Array, "way count c h w"]:
-    """`count` different images of each of `way` different classes, in random order, perhaps turned."""
-    class_key, example_key, turn_key = keys
+    sampler: Sampler, count: int, keys: tuple[PRNGKey, PRNGKey, PRNGKey, PRNGKey]
+) -> Float[Array, "way count c h w"]:
+    """`count` different images of each of `way` different classes, in random order, perhaps turned and augmented."""
+    class_key, example_key, turn_key, augment_key = keys
+    pool, way = sampler.pool, sampler.way
     # An ordered choice, so position = label is already a fresh random assignment of classes to labels.
     total = jnp.full((), len(pool.names), jnp.int32)
     classes = _distinct(class_key, total, way)
     example_keys = jax.random.split(example_key, way)
     examples = jax.vmap(lambda k, n: _distinct(k, n, count))(example_keys, pool.counts[classes])
     images = pool.images[classes[:, None], examples]
-    if rotate == "per_class":
+    if sampler.rotate == "per_class":
         images = jax.vmap(_turn)(images, jax.random.randint(turn_key, (way,), 0, 4))
-    return images
+    x, augment = images.astype(jnp.float32) / 255, sampler.augment_class
+    if augment is None:
+        return x
+    return jax.vmap(lambda x, key: augment(x, key=key))(x, jax.random.split(augment_key, way))
 
 
 def _per_label(value: int | tuple[int, ...], way: int, name: str, *, least: int) -> tuple[int, ...]:

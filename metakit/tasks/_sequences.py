@@ -35,8 +35,10 @@ class Sequences(eqx.Module):
     - `presentations`: images of each class, default 10; at least 1, and at least 2 images in all.
     - `rotate`: `"none"` (default), or `"per_class"`: each class of a sequence is turned by one random multiple
       of 90 degrees.
-    - `augment`: `augment(x, key=key) -> x` on float32 images `[n, channels, height, width]`, called once for
-      the whole sequence; none by default. The published runs also turn and shift each class a little.
+    - `augment_class`: `augment_class(x, key=key) -> x` on float32 images `[n, channels, height, width]`, called
+      once for each class of a sequence with all of its images; none by default. The published runs turn and
+      shift each class a little: `mk.tasks.TurnAndShift()`.
+    - `augment`: the same, called once for the whole sequence, after it.
 
     **Returns** (of a call): an `Episode`; `x` is float32 in 0..1, `[n, channels, height, width]`, `y` int32
     `[n]`, with `way * presentations - 1` examples of support and 1 of query.
@@ -58,6 +60,7 @@ class Sequences(eqx.Module):
     way: int = eqx.field(static=True)
     presentations: int = eqx.field(static=True)
     rotate: Literal["none", "per_class"] = eqx.field(static=True)
+    augment_class: Callable[..., Any] | None
     augment: Callable[..., Any] | None
 
     @typed
@@ -68,6 +71,7 @@ class Sequences(eqx.Module):
         presentations: int = 10,
         *,
         rotate: Literal["none", "per_class"] = "none",
+        augment_class: Callable[..., Any] | None = None,
         augment: Callable[..., Any] | None = None,
     ):
         require_classes(pool, way)
@@ -82,15 +86,16 @@ class Sequences(eqx.Module):
         self.way = way
         self.presentations = presentations
         self.rotate = rotate
+        self.augment_class = augment_class
         self.augment = augment
 
     @typed
     def __call__(self, key: PRNGKey) -> Episode:
-        class_key, example_key, turn_key, order_key, augment_key = jax.random.split(key, 5)
-        images = draw(self.pool, self.way, self.presentations, self.rotate, (class_key, example_key, turn_key))
+        class_key, example_key, turn_key, order_key, augment_key, class_augment_key = jax.random.split(key, 6)
+        images = draw(self, self.presentations, (class_key, example_key, turn_key, class_augment_key))
         total = self.way * self.presentations
         order = jax.random.permutation(order_key, jnp.arange(total, dtype=jnp.int32))
-        x = images.reshape((total, *images.shape[2:]))[order].astype(jnp.float32) / 255
+        x = images.reshape((total, *images.shape[2:]))[order]
         x = x if self.augment is None else self.augment(x, key=augment_key)
         return Episode(self._examples(x[:-1], order[:-1]), self._examples(x[-1:], order[-1:]))
 

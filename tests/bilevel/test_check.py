@@ -72,6 +72,7 @@ def test_biased_adjoints_disagree(adjoint, hyper):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_reversible_is_held_to_the_decays_that_it_takes():
     """Catches a check that calls Reversible wrong for rounding 0.8 to 52429/65536, or whose differences step over that
     staircase."""

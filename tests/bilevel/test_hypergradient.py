@@ -34,6 +34,7 @@ def test_every_kind_of_hyperparameter_has_the_right_gradient(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize("adjoint", [mk.inner.Reversible(), mk.inner.Forward(), mk.inner.MixedMode(checkpointed=True)])
 @pytest.mark.parametrize("kind", ["rates_and_momenta", "weights_of_examples", "initialisation"])
 def test_every_exact_adjoint_serves(kind, adjoint):

@@ -54,7 +54,8 @@ SLOW = [
 
 
 @pytest.mark.parametrize(
-    ("solver", "num_steps"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+    ("solver", "num_steps"),
+    [*FAST, *(pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.optimised]) for case in SLOW)],
 )
 def test_exact_adjoints_agree_with_each_other_and_with_differences(solver, num_steps):
     """Catches a dropped or doubled term in any adjoint, for any input: parameters, data, hyperparameters of the loss

@@ -146,6 +146,7 @@ def test_the_loop_is_restored_bit_for_bit(decay):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_an_optimised_program_is_restored_as_well():
     """Catches a gradient that is fused with what follows it: forward and backward then round in different places, and
     the optimised program gives NaN where the unoptimised one of the other tests is right."""
@@ -196,6 +197,7 @@ SOLVERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize(("name", "num_steps"), [("momentum", 3), *((name, 50) for name in SOLVERS)])
 def test_gradient_is_the_unroll_s_and_that_of_differences(name, num_steps):
     """Catches a dropped term of any input, decays and rates among them, and a decay that is not the one of the path:
@@ -252,6 +254,7 @@ def test_float32_parameters_stay_so_and_are_restored():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_vmap_over_problems_is_a_loop():
     """Catches integers, lanes or flags that do not batch."""
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), {k: ARGS[k] for k in ("x", "y")})
@@ -284,6 +287,7 @@ def mlp_problem(width, examples, seed=0, dtype=jnp.float64):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_a_thousand_steps_of_ten_thousand_parameters():
     """Catches the rounding errors that grow over a long loop: restoration to the last bit, and the hypergradient of
     parameters, data, weight decay, rates and decays within 1e-8 of the stored loop's."""
@@ -306,6 +310,7 @@ def test_a_thousand_steps_of_ten_thousand_parameters():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_memory_of_a_thousand_steps():
     """Catches a stored trajectory, by the compiler's own analysis: below 5 % of the plain unroll's."""
     objective, params, data = mlp_problem(90, 64)

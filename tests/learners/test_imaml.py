@@ -86,6 +86,7 @@ def test_without_the_pull_at_test_time():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_a_hundred_and_more_steps_by_any_exact_adjoint():
     """Catches an adjoint that MAML cannot use: one meta-gradient, initialisation and momentum, five ways."""
     model = mk.nn.MLP(1, 1, 4, 1, jnp.tanh, key=jax.random.key(0))
@@ -104,6 +105,7 @@ def test_a_hundred_and_more_steps_by_any_exact_adjoint():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_step_weights_by_reversible():
     """Catches query losses after each step that lose their gradient in the restored loop."""
     model = mk.nn.MLP(1, 1, 4, 1, jnp.tanh, key=jax.random.key(0))

@@ -106,6 +106,7 @@ def test_some_shapes(problem):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @settings(max_examples=25)
 @hypothesis.given(problems)
 def test_many_shapes(problem):

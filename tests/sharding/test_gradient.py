@@ -86,6 +86,7 @@ def test_one_all_reduce_and_nothing_else_crosses(chunk):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_a_convolutional_step_needs_one_all_reduce_too(chunk):
     """Catches the gathering of per-task weights that XLA does for a grouped convolution (openxla/xla#47945)."""

@@ -139,7 +139,7 @@ def test_no_key_is_used_twice():
     def noise(x, *, key):
         return x + jax.random.uniform(key, x.shape, x.dtype)
 
-    sampler = Episodes(_pool(), 3, 1, 2, rotate="per_class", shuffle=True, augment=noise)
+    sampler = Episodes(_pool(), 3, 1, 2, rotate="per_class", shuffle=True, augment_class=noise, augment=noise)
     with jax.debug_key_reuse(True):
         eqx.filter_jit(sampler)(jax.random.key(0))
 
@@ -183,6 +183,18 @@ def test_augmentation_sees_both_sets_under_different_keys():
     support, query = (np.asarray(getattr(noisy, s).x - getattr(plain, s).x) for s in ("support", "query"))
     assert support.std() > 0.1
     assert np.abs(support - query).max() > 0.1
+
+
+def test_a_class_is_augmented_alike_in_support_and_query():
+    """Bug: a class whose support image is moved one way and whose queries another, or all classes moved alike."""
+
+    def brighter(x, *, key):
+        return x + jax.random.uniform(key, (), x.dtype)
+
+    plain, bright = (Episodes(_pool(), 3, 1, 2, augment_class=how)(jax.random.key(0)) for how in (None, brighter))
+    support, query = (np.asarray(getattr(bright, s).x - getattr(plain, s).x) for s in ("support", "query"))
+    np.testing.assert_allclose(query, np.repeat(support, 2, axis=0), atol=1e-6)
+    assert len({round(float(x), 3) for x in support[:, 0, 0, 0]}) == 3
 
 
 def test_pixels_reach_exactly_from_zero_to_one():

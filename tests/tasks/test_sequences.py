@@ -87,6 +87,30 @@ def test_augmentation_sees_the_whole_sequence_and_no_key_is_used_twice():
     assert seen == [(6, 1, 2, 2)]
 
 
+def test_each_class_is_augmented_as_one_under_a_key_of_its_own():
+    """Images of a class that move apart, classes that move together, or a key that draws something else too."""
+    seen = []
+
+    def brighter(x, *, key):
+        seen.append(x.shape)
+        return x + jax.random.uniform(key, (), x.dtype)
+
+    draw = eqx.filter_jit(lambda sampler, key: sampler(key))
+    with jax.debug_key_reuse(True):
+        plain, bright = (
+            draw(Sequences(_pool(), 3, 2, rotate="per_class", augment_class=how), jax.random.key(0))
+            for how in (None, brighter)
+        )
+    assert seen == [(2, 1, 2, 2)]
+    lift = np.asarray(bright.support.x - plain.support.x)
+    by_class = [lift[np.asarray(plain.support.y) == label] for label in range(3)]
+    for one in by_class:
+        np.testing.assert_allclose(one, one.flat[0], atol=1e-6)
+    assert len({round(float(one.flat[0]), 3) for one in by_class}) == 3
+    last = int(plain.query.y[0])
+    np.testing.assert_allclose(bright.query.x - plain.query.x, by_class[last].flat[0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
