@@ -133,7 +133,7 @@ class ImageSequences(AbstractForm):
     def sampler(self, settings: Settings, pool: tasks.ImagePool | None, *, training: bool) -> Sampler:
         assert pool is not None
         counts = (settings.way, settings.shot) if training else (settings.test_way, settings.test_shot)
-        # As published, for drawings; glyphs come distorted.
+        # As published for Omniglot, in training only; glyphs come distorted.
         moved = tasks.TurnAndShift() if training and settings.data == "omniglot" else None
         return tasks.Sequences(pool, *counts, augment_class=moved)
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -39,10 +39,11 @@ class Episodes(eqx.Module):
       instead.
     - `shuffle`: put the support set in random order. By default it is sorted by label, which learners that
       read it as a sequence could exploit.
-    - `augment_class`: `augment_class(x, key=key) -> x` on float32 images `[n, channels, height, width]`, called
-      once for each class of an episode with all of its images, such as `mk.tasks.TurnAndShift()`; none by
-      default.
-    - `augment`: the same, called once for the support and once for the query set, after it.
+    - `augment_class`: `augment_class(x, key=key) -> x` on float32 images `[n, channels, height, width]` of one
+      class, such as `mk.tasks.TurnAndShift()`; none by default. It is mapped by `jax.vmap` over the classes of
+      an episode, each with a key of its own and as many images as the largest `shot + queries`.
+    - `augment`: `augment(x, key=key) -> x` on images likewise, called once for the support and once for the
+      query set, after `augment_class`; none by default.
 
     **Returns** (of a call): an `Episode`; `x` is float32 in 0..1, `[n, channels, height, width]`, `y` int32
     `[n]`.
@@ -103,14 +104,16 @@ class Episodes(eqx.Module):
 
     @typed
     def __call__(self, key: PRNGKey) -> Episode:
-        class_key, example_key, turn_key, order_key, support_key, query_key, augment_key = jax.random.split(key, 7)
+        class_key, example_key, turn_key, order_key, support_key, query_key = jax.random.split(key, 6)
+        class_augment_key = jax.random.fold_in(key, 6)
         shots = _per_label(self.shot, self.way, "shot", least=1)
         queries = _per_label(self.queries, self.way, "queries", least=0)
         drawn = max(s + q for s, q in zip(shots, queries, strict=True))
 
-        images = draw(self, drawn, (class_key, example_key, turn_key, augment_key))
+        images = draw(self.pool, self.way, drawn, self.rotate, (class_key, example_key, turn_key))
+        x = class_pixels(images, self.augment_class, class_augment_key)
         # Row i of the flat images is example i % drawn of label i // drawn; the choice of rows is static.
-        flat = images.reshape((self.way * drawn, *images.shape[2:]))
+        flat = x.reshape((self.way * drawn, *x.shape[2:]))
         first = [[label * drawn + i for i in range(s)] for label, s in enumerate(shots)]
         rest = [
             [label * drawn + s + i for i in range(q)] for label, (s, q) in enumerate(zip(shots, queries, strict=True))
@@ -158,33 +161,28 @@ def require_rotation(pool: ImagePool, rotate: str) -> None:
         check_square(pool, "rotate='per_class'")
 
 
-class Sampler(Protocol):
-    """What a distribution over tasks of images draws classes by."""
-
-    pool: ImagePool
-    way: int
-    rotate: Literal["none", "per_class"]
-    augment_class: Callable[..., Any] | None
-
-
 def draw(
-    sampler: Sampler, count: int, keys: tuple[PRNGKey, PRNGKey, PRNGKey, PRNGKey]
-) -> Float[Array, "way count c h w"]:
-    """`count` different images of each of `way` different classes, in random order, perhaps turned and augmented."""
-    class_key, example_key, turn_key, augment_key = keys
-    pool, way = sampler.pool, sampler.way
+    pool: ImagePool, way: int, count: int, rotate: str, keys: tuple[PRNGKey, PRNGKey, PRNGKey]
+) -> UInt8[Array, "way count c h w"]:
+    """`count` different images of each of `way` different classes, in random order, perhaps turned."""
+    class_key, example_key, turn_key = keys
     # An ordered choice, so position = label is already a fresh random assignment of classes to labels.
     total = jnp.full((), len(pool.names), jnp.int32)
     classes = _distinct(class_key, total, way)
     example_keys = jax.random.split(example_key, way)
     examples = jax.vmap(lambda k, n: _distinct(k, n, count))(example_keys, pool.counts[classes])
     images = pool.images[classes[:, None], examples]
-    if sampler.rotate == "per_class":
+    if rotate == "per_class":
         images = jax.vmap(_turn)(images, jax.random.randint(turn_key, (way,), 0, 4))
-    x, augment = images.astype(jnp.float32) / 255, sampler.augment_class
-    if augment is None:
-        return x
-    return jax.vmap(lambda x, key: augment(x, key=key))(x, jax.random.split(augment_key, way))
+    return images
+
+
+def class_pixels(
+    images: UInt8[Array, "way n c h w"], augment_class: Callable[..., Any] | None, key: PRNGKey
+) -> Float[Array, "way n c h w"]:
+    """The images of each class in 0..1, each class augmented under a key of its own."""
+    x = images.astype(jnp.float32) / 255
+    return x if augment_class is None else jax.vmap(augment_class)(x, key=jax.random.split(key, len(x)))
 
 
 def _per_label(value: int | tuple[int, ...], way: int, name: str, *, least: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
-from ._episodes import draw, require_classes, require_images, require_rotation
+from ._episodes import class_pixels, draw, require_classes, require_images, require_rotation
 from ._pool import ImagePool
 
 
@@ -35,10 +35,11 @@ class Sequences(eqx.Module):
     - `presentations`: images of each class, default 10; at least 1, and at least 2 images in all.
     - `rotate`: `"none"` (default), or `"per_class"`: each class of a sequence is turned by one random multiple
       of 90 degrees.
-    - `augment_class`: `augment_class(x, key=key) -> x` on float32 images `[n, channels, height, width]`, called
-      once for each class of a sequence with all of its images; none by default. The published runs turn and
-      shift each class a little: `mk.tasks.TurnAndShift()`.
-    - `augment`: the same, called once for the whole sequence, after it.
+    - `augment_class`: `augment_class(x, key=key) -> x` on float32 images `[n, channels, height, width]` of one
+      class; none by default. It is mapped by `jax.vmap` over the classes of a sequence, each with a key of its
+      own. The published runs turn and shift each class a little: `mk.tasks.TurnAndShift()`.
+    - `augment`: `augment(x, key=key) -> x` on images likewise, called once for the whole sequence, after
+      `augment_class`; none by default.
 
     **Returns** (of a call): an `Episode`; `x` is float32 in 0..1, `[n, channels, height, width]`, `y` int32
     `[n]`, with `way * presentations - 1` examples of support and 1 of query.
@@ -91,11 +92,13 @@ class Sequences(eqx.Module):
 
     @typed
     def __call__(self, key: PRNGKey) -> Episode:
-        class_key, example_key, turn_key, order_key, augment_key, class_augment_key = jax.random.split(key, 6)
-        images = draw(self, self.presentations, (class_key, example_key, turn_key, class_augment_key))
+        class_key, example_key, turn_key, order_key, augment_key = jax.random.split(key, 5)
+        class_augment_key = jax.random.fold_in(key, 5)
+        images = draw(self.pool, self.way, self.presentations, self.rotate, (class_key, example_key, turn_key))
         total = self.way * self.presentations
         order = jax.random.permutation(order_key, jnp.arange(total, dtype=jnp.int32))
-        x = images.reshape((total, *images.shape[2:]))[order]
+        x = class_pixels(images, self.augment_class, class_augment_key)
+        x = x.reshape((total, *x.shape[2:]))[order]
         x = x if self.augment is None else self.augment(x, key=augment_key)
         return Episode(self._examples(x[:-1], order[:-1]), self._examples(x[-1:], order[-1:]))
 

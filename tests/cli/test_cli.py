@@ -393,6 +393,16 @@ def test_a_folder_is_dealt_once(tmp_path, drawings, monkeypatch, capsys):
         main(["evaluate", str(run), "--way", "2", "--path", str(moved)])
 
 
+@pytest.mark.parametrize(("data", "moves"), [("omniglot", True), ("glyphs", False)])
+def test_classes_are_moved_in_training_alone(data, moves):
+    """Catches a memory network that is validated or tested on moved images, or trained on Omniglot without."""
+    chosen = settings(Train("mann", data), data, preset("mann", data))
+    pool = mk.tasks.ImagePool(np.zeros((60, 20, 1, 20, 20), "uint8"))
+    training, test = (form_of(chosen).sampler(chosen, pool, training=training) for training in (True, False))
+    assert isinstance(training.augment_class, mk.tasks.TurnAndShift) == moves
+    assert test.augment_class is None
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("data", DATA)
 def test_every_preset_builds_its_learner_as_tested(algorithm, data):

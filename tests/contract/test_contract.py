@@ -25,7 +25,7 @@ def over(rows, default=lambda row: not row.slow, marked=()):
 
 each = over(ROWS)
 each_in_slow_runs = over(ROWS, lambda row: row.name in STAND_INS)
-# Of the programs as users run them, with the row whose derivatives fusing once made wrong in every run.
+# As users run them; by default only the row whose derivative XLA's fusing once made wrong, the rest in CI's slow run.
 each_optimised = over(ROWS, lambda row: row.name == "maml_images", [pytest.mark.optimised])
 each_of_episodes = over([row for row in ROWS if row.acting is None])
 each_classifier = over([row for row in ROWS if row.metric is mk.metrics.accuracy])

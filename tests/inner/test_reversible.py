@@ -149,7 +149,7 @@ def test_the_loop_is_restored_bit_for_bit(decay):
 @pytest.mark.optimised
 def test_an_optimised_program_is_restored_as_well():
     """Catches a gradient that is fused with what follows it: forward and backward then round in different places, and
-    the optimised program gives NaN where the unoptimised one of the other tests is right."""
+    the optimised program gives NaN where the unoptimised one of `test_the_loop_is_restored_bit_for_bit` is right."""
     objective, params, data = mlp_problem(10, 8)
     solver = mk.inner.PerLayerPerStepMomentum.like(params, 0.05, 0.9, num_steps=20)
     assert_restored(*there_and_back(params, data, solver, 20, objective))

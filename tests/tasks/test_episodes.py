@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from metakit.tasks import Episodes, ImagePool
+from metakit.tasks._episodes import draw
 
 
 def _pool(classes: int = 7, examples: int = 6, counts=None) -> ImagePool:
@@ -142,6 +143,20 @@ def test_no_key_is_used_twice():
     sampler = Episodes(_pool(), 3, 1, 2, rotate="per_class", shuffle=True, augment_class=noise, augment=noise)
     with jax.debug_key_reuse(True):
         eqx.filter_jit(sampler)(jax.random.key(0))
+
+
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_tasks_stay_what_they_are(partitionable):
+    """Bug: a new option that changes the tasks of everybody who does not use it, and with them every figure in the
+    documentation: classes, examples and the order come from the first six keys of a split."""
+    pool, key = _pool(), jax.random.key(7)
+    with jax.threefry_partitionable(partitionable):
+        episode = Episodes(pool, 3, 1, 1, shuffle=True)(key)
+        class_key, example_key, turn_key, order_key, *_ = jax.random.split(key, 6)
+        images = draw(pool, 3, 2, "none", (class_key, example_key, turn_key))
+        order = jax.random.permutation(order_key, jnp.array([0, 2, 4]))
+    np.testing.assert_array_equal(np.rint(episode.support.x * 255), np.asarray(images.reshape(6, 1, 2, 2))[order])
+    np.testing.assert_array_equal(np.rint(episode.query.x * 255), images[:, 1])
 
 
 def test_one_rotation_for_each_class_and_task():

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from metakit.tasks import ImagePool, Sequences
+from metakit.tasks._episodes import draw
 
 
 def _pool(classes=7, examples=6, counts=None):
@@ -72,6 +73,20 @@ def test_eager_jit_and_scan_draw_the_same():
     scanned = jax.lax.scan(lambda carry, key: (carry, sampler(key)), None, keys)[1]
     assert eqx.tree_equal(scanned, _many(sampler, keys))
     assert eqx.tree_equal(jax.tree.map(lambda leaf: leaf[1], scanned), sampler(keys[1]))
+
+
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_tasks_stay_what_they_are(partitionable):
+    """A new option that changes the sequences of everybody who does not use it: they come from the first keys of a
+    split in five."""
+    pool, key = _pool(), jax.random.key(7)
+    with jax.threefry_partitionable(partitionable):
+        sequence = Sequences(pool, 2, 2)(key)
+        class_key, example_key, turn_key, order_key, _ = jax.random.split(key, 5)
+        images = draw(pool, 2, 2, "none", (class_key, example_key, turn_key)).reshape(4, 1, 2, 2)
+        order = jax.random.permutation(order_key, jnp.arange(4))
+    found = jnp.concatenate([sequence.support.x, sequence.query.x])
+    np.testing.assert_array_equal(np.rint(found * 255), np.asarray(images)[order])
 
 
 def test_augmentation_sees_the_whole_sequence_and_no_key_is_used_twice():
