@@ -1,7 +1,7 @@
 """Train a Neural Statistician on sets of images, and classify by the context that a single image suggests.
 
 python examples/statistician.py runs/statistician                      # on Glyphs, which are built in
-python examples/statistician.py runs/statistician --omniglot DIR       # the figure of docs/results.md
+python examples/statistician.py runs/statistician --omniglot DIR       # docs/results.md: `metakit train statistician`
 
 The same command continues a run that was stopped. No label enters the loss but as the set that an image belongs to.
 """

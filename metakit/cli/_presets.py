@@ -139,8 +139,8 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "snail": _METRIC_OMNIGLOT | {"steps": 10_000},
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 60_000, "validate_every": 6000},
     "meta-lstm": {"test_queries": 15, "steps": 5000, "validate_every": 1000},
-    "mann": {"steps": 50_000, "schedule": "cooldown", "validate_every": 1000},
-    "statistician": {"test_queries": 15, "steps": 30_000, "validate_every": 3000},
+    "mann": {"steps": 40_000, "schedule": "cooldown", "validate_every": 1000},
+    "statistician": {"test_queries": 15, "steps": 90_000, "validate_every": 9000},
 }
 
 # Curves.
