@@ -136,7 +136,7 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "lrd2": _LONGER_OMNIGLOT,
     "versa": _LONGER_OMNIGLOT | {"rate": 1e-3, "steps": 8000},
     "metagan": _METRIC_OMNIGLOT | {"steps": 4000},
-    "snail": _METRIC_OMNIGLOT | {"steps": 10_000},
+    "snail": _METRIC_OMNIGLOT | {"steps": 20_000, "validate_every": 2000},
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 60_000, "validate_every": 6000},
     "meta-lstm": {"test_queries": 15, "steps": 5000, "validate_every": 1000},
     "mann": {"steps": 40_000, "schedule": "cooldown", "validate_every": 1000},
