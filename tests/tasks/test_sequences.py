@@ -110,10 +110,10 @@ def test_each_class_is_augmented_as_one_under_a_key_of_its_own():
         seen.append(x.shape)
         return x + jax.random.uniform(key, (), x.dtype)
 
-    draw = eqx.filter_jit(lambda sampler, key: sampler(key))
+    compiled = eqx.filter_jit(lambda sampler, key: sampler(key))
     with jax.debug_key_reuse(True):
         plain, bright = (
-            draw(Sequences(_pool(), 3, 2, rotate="per_class", augment_class=how), jax.random.key(0))
+            compiled(Sequences(_pool(), 3, 2, rotate="per_class", augment_class=how), jax.random.key(0))
             for how in (None, brighter)
         )
     assert seen == [(2, 1, 2, 2)]
