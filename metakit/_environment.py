@@ -37,8 +37,9 @@ class Discrete:
         return self.size
 
     def encode(self, actions: Shaped[Array, "*batch"], dtype: Any) -> Float[Array, "*batch size"]:
-        """One-hot vectors, as a network reads actions."""
-        return jax.nn.one_hot(actions, self.size, dtype=dtype)
+        """One-hot vectors, as a network reads actions; NaN out of range, where zeros would pass for an action."""
+        valid = (actions >= 0) & (actions < self.size)
+        return jnp.where(valid[..., None], jax.nn.one_hot(actions, self.size, dtype=dtype), jnp.nan)
 
     def check(self, action: Any) -> Flag:
         """Whether one action is one of these: a Boolean scalar for use in compiled code, where nothing can raise.

@@ -38,7 +38,7 @@ from ._forms import CURVES, EPISODES, GAUSSIAN_CURVES, ORDERED_EPISODES, SEQUENC
 OPTIONAL = {
     "queries": "asks for every image of a sequence",
     "test_queries": "asks for every image of a sequence",
-    "norm_policy": "has no batch norm",
+    "norm_policy": "has no choice of batch norm's statistics",
     "scale": "has no similarities to scale",
     "rate": "finds the length of each step by a line search",
     "schedule": "has a schedule of its own",
@@ -109,6 +109,7 @@ class Entry:
     - `build`: its learner at the start, from settings, the pool of training images (`None` for curves) and a key.
     - `about`: itself in a few words.
     - `uses`: those options of `OPTIONAL` that it has.
+    - `norm`: what a report says of batch norm where `norm_policy` is no option.
     - `data`: what it learns from; the first is its default.
     - `images`: what images become for it.
     - `fixed_way`: whether its network is built for one number of classes.
@@ -125,6 +126,7 @@ class Entry:
     build: Callable[[Settings, ImagePool | None, jax.Array], Any]
     about: str
     uses: tuple[str, ...] = _METRIC
+    norm: str = "none in this network"
     data: tuple[str, ...] = IMAGES
     images: AbstractForm = EPISODES
     fixed_way: bool = False
@@ -184,7 +186,7 @@ ALGORITHMS = {
         meta_lstm,
         _learners.meta_lstm_learner,
         "the Meta-Learner LSTM (Ravi and Larochelle 2017)",
-        uses=(*_METRIC, *_STEPS),
+        uses=_GRADIENT,
         fixed_way=True,
         as_tested=_learners.with_test_steps(meta_lstm.with_num_steps),
     ),
@@ -242,6 +244,7 @@ ALGORITHMS = {
         _generative.statistician_learner,
         "the Neural Statistician (Edwards and Storkey 2017)",
         uses=(*_ADAM, "queries", "test_queries"),
+        norm="frozen: its statistics are those of 200 training sets, so no test set sees another",
         anneal=_generative.statistician_schedule,
         as_tested=_generative.statistician_as_tested,
     ),

@@ -61,7 +61,7 @@ class Train:
     clip_norm: float | None = None
     """Largest Euclidean norm of a meta-gradient."""
     inner_rate: float | None = None
-    """Inner rate, of the mean support loss (learners with an inner loop)."""
+    """Inner rate, of the mean support loss (learners with an inner loop); of meta-lstm, where its input gate starts."""
     inner_steps: int | None = None
     """Inner steps in training."""
     test_inner_steps: int | None = None

@@ -1,6 +1,7 @@
 """Each algorithm's learner at its start, with the published network of the data."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ from metakit.learners import (
 )
 from metakit.tasks import ImagePool
 
-from ._config import Settings
+from ._config import Settings, UsageError
 from ._environments import ARMS, PULLS
 
 Build = Callable[[Settings, ImagePool | None, jax.Array], Any]
@@ -153,13 +154,16 @@ def reptile_as_tested(settings: Settings, learner: Any, pool: ImagePool | None) 
 
 
 def meta_lstm_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-    """The published network has 32 filters and pools; for small images it strides, for time."""
+    """The published network, and an input gate that starts about the inner rate, in a range as wide as published."""
+    rate = settings.inner_rate
+    if rate >= 1:
+        raise UsageError(f"--inner-rate must be below 1 for meta-lstm, whose input gate is a sigmoid; got {rate}.")
+    bias = math.log(rate) - math.log1p(-rate)
     channels, size = channels_and_size(pool)
     network_key, update_key = jax.random.split(key)
-    stride = 2 if (channels, size) == (1, 28) else 1
     return meta_lstm.MetaLSTM(
-        nn.Conv4(channels, size, out_size=settings.way, width=32, stride=stride, norm=_published_norm, key=network_key),
-        update=meta_lstm.LearnedUpdate(key=update_key),
+        nn.Conv4(channels, size, out_size=settings.way, width=32, norm=_published_norm, key=network_key),
+        update=meta_lstm.LearnedUpdate(input_bias=(bias - 0.5, bias + 0.5), key=update_key),
         num_steps=settings.inner_steps,
         norm_policy=settings.norm_policy,
     )
@@ -255,12 +259,14 @@ def mann_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> 
 
 
 def rl_maml_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-    """The published policy, of 2-D navigation; updates beyond those of training go half as far, as published."""
+    """The published policy, of 2-D navigation. Updates beyond those of training go half as far each as the one before
+    (published: half as far, all of them): near a goal a policy gradient is mostly noise."""
     assert pool is None
     network = nn.MLP(2, 2, 64, 2, jnp.tanh, weight_init=nn.xavier_uniform, key=key)
     policy = rl.GaussianPolicy(network, 2)
-    longest = max(settings.inner_steps, settings.test_inner_steps, 1)
-    rates = [settings.inner_rate * (1.0 if step < max(settings.inner_steps, 1) else 0.5) for step in range(longest)]
+    trained = max(settings.inner_steps, 1)
+    longest = max(trained, settings.test_inner_steps)
+    rates = [settings.inner_rate * 0.5 ** max(step - trained + 1, 0) for step in range(longest)]
     inner = PerLayerPerStepSGD(
         jax.tree.map(lambda _: fixed(jnp.array(rates)), eqx.filter(policy, eqx.is_inexact_array))
     )

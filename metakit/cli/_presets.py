@@ -65,10 +65,11 @@ _REPTILE: Preset = _GRADIENT | {
 }
 _META_LSTM: Preset = _GRADIENT | {
     "meta_batch": 4,
-    "rate": 1e-3,
+    "queries": 5,
     "clip_norm": 0.25,
-    "inner_steps": 5,
-    "test_inner_steps": 5,
+    "inner_rate": 0.5,
+    "inner_steps": 2,
+    "test_inner_steps": 2,
 }
 _MANN: Preset = _IMAGES | {
     "shot": 10,
@@ -138,7 +139,7 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "metagan": _METRIC_OMNIGLOT | {"steps": 4000},
     "snail": _METRIC_OMNIGLOT | {"steps": 20_000, "validate_every": 2000},
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 60_000, "validate_every": 6000},
-    "meta-lstm": {"test_queries": 15, "steps": 5000, "validate_every": 1000},
+    "meta-lstm": {"test_queries": 15, "steps": 20_000, "validate_every": 2000},
     "mann": {"steps": 40_000, "schedule": "cooldown", "validate_every": 1000},
     "statistician": {"test_queries": 15, "steps": 90_000, "validate_every": 9000},
 }
@@ -192,7 +193,7 @@ _IN_ENVIRONMENTS: dict[str, Preset] = {
     },
     "navigation": _ENVIRONMENT
     | {
-        "steps": 60,
+        "steps": 100,
         "meta_batch": 20,
         "inner_rate": 0.5,
         "inner_steps": 1,

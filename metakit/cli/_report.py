@@ -92,8 +92,10 @@ def report(
 
 
 def _policy(chosen: Settings) -> str:
-    has_norm = "norm_policy" in ALGORITHMS[chosen.algorithm].uses and chosen.has_classes
-    return _POLICIES[chosen.norm_policy] if has_norm else "none in this network"
+    entry = ALGORITHMS[chosen.algorithm]
+    if "norm_policy" not in entry.uses:
+        return entry.norm
+    return _POLICIES[chosen.norm_policy] if chosen.has_classes else "none in this network"
 
 
 def _as_table(form: AbstractForm, series: Series) -> list[str]:

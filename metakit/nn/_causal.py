@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from metakit._typecheck import typed
@@ -96,8 +97,8 @@ class CausalSequence(eqx.Module):
     **Returns** (of a call): `[t, out_size]`.
 
     **Raises:** `ValueError` without layers, for a `length` below 1, for layers that do not fit each other, for
-    a sequence longer than `length`, or for tokens of another size. How many tokens `step` has been given is no
-    static fact: its output is NaN from token `length + 1` on.
+    a sequence longer than `length`, also one that grows token by token, or for tokens of another size. In
+    compiled code, where nothing can raise, the output of `step` is NaN from token `length + 1` on.
 
     A cache that was set back with `rewind` goes on as if the later tokens had never been read, and mapping
     `step` over several tokens with one cache asks what each would give as the next.
@@ -169,6 +170,11 @@ class CausalSequence(eqx.Module):
     def step(self, cache: SequenceCache, x: Float[Array, " in"]) -> tuple[SequenceCache, Float[Array, " out"]]:
         """The next token, `[in_size]`; returns the cache that holds it, too, and the output `[out_size]`."""
         self.layers[0].require_features((1, *x.shape))
+        if not isinstance(cache.position, Tracer) and cache.position >= self.length:
+            raise ValueError(
+                f"cache is full: it holds length={self.length} tokens, and x would be one more. Build the sequence "
+                "model for as many tokens as it will be given, or take the cache back with mk.nn.rewind."
+            )
         written = []
         for layer, past in zip(self.layers, cache.past, strict=True):
             past, x = layer.step(past, x, cache.position)

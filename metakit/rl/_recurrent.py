@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from metakit._environment import Actions
@@ -93,7 +94,8 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
     **Returns:** a `Token` of arrays `[episodes * horizon, ...]`; and one of the step after, whose observation is zeros,
     to be filled in.
 
-    **Raises:** `ValueError` when the trajectories hold other actions.
+    **Raises:** `ValueError` when the trajectories hold other actions. In compiled code, where nothing can raise, one
+    out of range is NaN in its token.
 
     >>> import jax, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=jax.random.key(0)))
@@ -102,6 +104,7 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
     >>> seen.action.shape, seen.done.tolist()
     ((5, 2), [0.0, 1.0, 1.0, 1.0, 1.0])
     """
+    _check_actions(trajectories.actions, actions)
     over = ~trajectories.mask[:, 1:]
     done = jnp.concatenate([over, jnp.ones_like(trajectories.mask[:, :1])], axis=1)
 
@@ -110,8 +113,6 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
 
     observations = steps(trajectories.observations)
     after = next_token(observations, steps(trajectories.actions), steps(trajectories.rewards), steps(done), actions)
-    if after.action.shape[1:] != (actions.encoded_size,):
-        raise ValueError(f"the trajectories hold actions {list(trajectories.actions.shape[2:])}, not {actions}.")
     first = first_token(jax.eval_shape(lambda x: x[0], observations), actions)
 
     def shift(start: Array, later: Array) -> Array:
@@ -122,3 +123,13 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
     return eqx.tree_at(lambda t: t.observation, seen, observations), eqx.tree_at(
         lambda t: t.observation, last, first.observation
     )
+
+
+def _check_actions(taken: Array, actions: Actions) -> None:
+    valid = jax.vmap(jax.vmap(actions.check))(taken)  # itself refuses other shapes and dtypes
+    if not isinstance(valid, Tracer) and not valid.all():
+        episode, step = (int(index[0]) for index in jnp.nonzero(~valid))
+        raise ValueError(
+            f"the trajectories hold an action that is not of {actions}: {taken[episode, step]} in episode {episode}, "
+            f"step {step}. Collect them in the policy's own environment."
+        )

@@ -13,7 +13,7 @@ from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
 from ._policies import check_fits
-from ._recurrent import AbstractRecurrentPolicy, first_token, next_token
+from ._recurrent import AbstractRecurrentPolicy, Token, first_token, next_token
 from ._trajectories import Trajectories, as_data
 
 
@@ -90,7 +90,7 @@ def trial(
     **Returns:** `Trajectories` of `[num_episodes, environment.horizon]`, in the order in which they happened, and the
     policy's own values of every step. No gradient flows through either.
 
-    **Raises:** as `rollout`.
+    **Raises:** as `rollout`; and as the policy's `read`, when its memory is too short for the whole trial.
 
     **Source:** Duan et al. 2016, "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning", section 2.2,
     https://arxiv.org/abs/1611.02779
@@ -136,7 +136,9 @@ def trial(
 
     _, shape = eqx.filter_eval_shape(environment.reset, key)
     _check_observation(shape, environment)
-    start = (policy.start(), first_token(shape, environment.actions))
+    first = first_token(shape, environment.actions)
+    _check_memory(policy, first, num_episodes * horizon)
+    start = (policy.start(), first)
     _, (seen, values) = jax.lax.scan(episode, start, jax.random.split(key, num_episodes))
     return as_data((Trajectories(*seen), values))
 
@@ -162,6 +164,12 @@ def _check(environment: AbstractEnvironment, num_episodes: int) -> None:
     check_horizon(environment.horizon)
     if isinstance(num_episodes, bool) or num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, got {num_episodes}; an empty rollout says nothing.")
+
+
+def _check_memory(policy: AbstractRecurrentPolicy, token: Token, steps: int) -> None:
+    """A memory too short for the trial only shows in `read`: step by step it would fill up in silence."""
+    whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), token)
+    eqx.filter_eval_shape(lambda policy, tokens: policy.read(tokens), policy, whole)
 
 
 def _check_observation(observation: Any, environment: AbstractEnvironment) -> None:

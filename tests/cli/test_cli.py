@@ -191,6 +191,8 @@ def test_every_preset_on_images_runs(tmp_path, drawings, algorithm):
         assert_is_a_picture(run / "presentation.png")
     else:
         assert_is_a_picture(run / "episode.png")
+    if algorithm == "statistician":
+        assert "its statistics are those of 200 training sets" in (run / "report.md").read_text()
 
 
 @pytest.mark.slow
@@ -256,6 +258,11 @@ REFUSED = {
     "negative rate": (["train", "maml", "--rate=-1"], 2, "--rate must be above 0, got -1"),
     "unused scale": (["train", "maml", "--scale", "3"], 2, "--scale would not be used: maml has no similarities"),
     "unused inner rate": (["train", "matching", "--inner-rate", "3"], 2, "--inner-rate would not be used"),
+    "inner rate of a gate": (
+        ["train", "meta-lstm", "--smoke", "--inner-rate", "1"],
+        2,
+        "--inner-rate must be below 1 for meta-lstm, whose input gate is a sigmoid; got 1.0",
+    ),
     "unused inner batch": (
         ["train", "maml", "--inner-batch", "3"],
         2,
@@ -401,6 +408,26 @@ def test_classes_are_moved_in_training_alone(data, moves):
     training, test = (form_of(chosen).sampler(chosen, pool, training=training) for training in (True, False))
     assert isinstance(training.augment_class, mk.tasks.TurnAndShift) == moves
     assert test.augment_class is None
+
+
+@pytest.mark.parametrize("rate", [0.011, 0.5])
+def test_the_input_gate_starts_about_the_inner_rate(rate):
+    """Catches an --inner-rate of meta-lstm that is ignored, or taken for the gate before its sigmoid."""
+    chosen = settings(Train("meta-lstm", inner_rate=rate), "glyphs", preset("meta-lstm", "glyphs"))
+    pool = mk.tasks.ImagePool(np.zeros((5, 20, 1, 28, 28), "uint8"))
+    biases = [build_learner(chosen, pool, jax.random.key(seed)).update.input.bias for seed in range(30)]
+    middle = np.log(rate / (1 - rate))
+    assert np.abs(np.asarray(biases) - middle).max() < 0.5
+    assert np.ptp(biases) > 0.5  # a range, uniform: 30 draws lie within half of it with probability 3e-8
+
+
+@pytest.mark.parametrize(("trained", "expected"), [(1, (0.5, 0.25, 0.125)), (2, (0.5, 0.5, 0.25))])
+def test_updates_beyond_those_of_training_go_half_as_far(trained, expected):
+    """Catches rates of the test that reach into training, or that do not fall from update to update."""
+    chosen = settings(Train("rl-maml", inner_steps=trained), "navigation", preset("rl-maml", "navigation"))
+    rates = build_learner(chosen, None, jax.random.key(0)).inner.rates
+    for rate in jax.tree.leaves(rates):
+        np.testing.assert_allclose(rate, expected)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

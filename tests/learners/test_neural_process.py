@@ -307,7 +307,14 @@ def oracle(tasks):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"attention": "multihead"}, {"attention": "laplace", "latent": True}], ids=["cnp", "anp"]
+    "options",
+    [
+        {"attention": "uniform"},
+        {"attention": "multihead"},
+        {"attention": "uniform", "latent": True},
+        {"attention": "laplace", "latent": True},
+    ],
+    ids=["cnp", "acnp", "np", "anp"],
 )
 def test_a_trained_learner_beats_its_untrained_self_but_not_the_oracle(options):
     """T24. Catches a loss that does not train, and a leak: targets in the context, or a density that is none, would

@@ -195,16 +195,16 @@ def test_divergence_is_zero_at_home_and_curved():
 
 
 @pytest.mark.slow
-def test_meta_training_beats_the_untrained_policy():
-    """Everything at once: acting, adapting, and PPO steps on short walks; disjoint 95 % intervals after adaptation."""
+@pytest.mark.parametrize(("rule", "num_steps"), [(mk.train.Epochs(3), 40), (mk.train.step, 120)], ids=["ppo", "step"])
+def test_meta_training_beats_the_untrained_policy(rule, num_steps):
+    """Everything at once: acting, adapting, and the clipped loss on short walks, in PPO's epochs and in the common
+    step; disjoint 95 % intervals after adaptation."""
     tasks = mk.tasks.Navigations(horizon=6)
     policy = mk.rl.GaussianPolicy(mk.nn.MLP(2, 2, 8, 1, jnp.tanh, key=KEY), 2)
     untrained = mk.rl_maml.RLMAML(policy, inner=mk.inner.SGD(0.2), num_episodes=10, outer="clipped")
     optimiser = optax.adam(1e-2)
     state = mk.train.init(untrained, optimiser, key=jax.random.key(1))
-    state, _ = mk.train.run_steps(
-        mk.rl_maml, optimiser, state, tasks, num_steps=40, meta_batch=10, rule=mk.train.Epochs(3)
-    )
+    state, _ = mk.train.run_steps(mk.rl_maml, optimiser, state, tasks, num_steps=num_steps, meta_batch=10, rule=rule)
 
     def after(subject):
         scores = mk.evaluate.scores_of(

@@ -43,9 +43,6 @@ def test_adapt_and_predict_go_on_where_the_trial_was(environment):
         found = mk.rl_squared.predict(adapted, jnp.concatenate([x, 2 * x]))
         np.testing.assert_allclose(found.logits[0], trial.behaviour.logits[episodes, 0], atol=1e-12)
         assert jnp.abs(found.logits[1] - found.logits[0]).max() > 1e-4
-        # A support set is a trial's beginning: what was read before does not matter.
-        again = mk.rl_squared.adapt(subject, support)
-        np.testing.assert_array_equal(again.state, adapted.state)
 
 
 def test_continuous_actions_are_remembered():
@@ -174,7 +171,14 @@ def test_convolutions_and_attention_stand_in_for_the_gru():
     whole = mk.rl_squared.adapt(subject, trial.trajectories)
     assert jnp.isfinite(mk.rl_squared.predict(whole, jnp.ones((1, 1))).logits).all()
     full = eqx.tree_at(lambda a: a.state, whole, whole.policy.step(whole.state, whole.last)[0])
-    assert jnp.isnan(mk.rl_squared.predict(full, jnp.ones((1, 1))).logits).all()
+    with pytest.raises(ValueError, match="cache is full: it holds length=5 tokens"):
+        mk.rl_squared.predict(full, jnp.ones((1, 1)))
+    assert jnp.isnan(eqx.filter_jit(mk.rl_squared.predict)(full, jnp.ones((1, 1))).logits).all()
+    # Acting for longer than the memory lasts would go on, at random, with returns that look like any others.
+    longer = mk.rl_squared.RLSquared(policy, num_episodes=6)
+    for act in (mk.rl_squared.collect, mk.rl_squared.diagnostics, mk.rl_squared.meta_loss):
+        with pytest.raises(ValueError, match="at most length=5 tokens, got 6"):
+            act(longer, BANDIT, KEY)
 
 
 def total(learner, task, key):
@@ -187,20 +191,51 @@ def score(subject, tasks, num_tasks):
 
 
 @pytest.mark.slow
-def test_meta_training_beats_the_untrained_policy_and_not_the_optimum():
+@pytest.mark.parametrize(
+    ("objective", "rule", "num_steps"),
+    [("ppo", mk.train.Epochs(3), 60), ("a2c", mk.train.step, 180)],
+    ids=["ppo", "a2c"],  # whose data serve one step
+)
+def test_meta_training_beats_the_untrained_policy_and_not_the_optimum(objective, rule, num_steps):
     """T31: everything at once, on six pulls of two arms. Random pulling earns 3; nothing can earn more than 3.49."""
     tasks = mk.tasks.Bandits(2)
     policy = mk.rl_squared.gru_policy((1,), mk.Discrete(2), 16, key=KEY)
-    untrained = mk.rl_squared.RLSquared(policy, num_episodes=6)
+    untrained = mk.rl_squared.RLSquared(policy, num_episodes=6, objective=objective)
     optimiser = mk.train.adam(2e-2, clip_norm=1.0)
     state = mk.train.init(untrained, optimiser, key=jax.random.key(1))
     state, _ = mk.train.run_steps(
-        mk.rl_squared, optimiser, state, tasks, num_steps=60, meta_batch=128, rule=mk.train.Epochs(3)
+        mk.rl_squared, optimiser, state, tasks, num_steps=num_steps, meta_batch=128, rule=rule
     )
     start, trained = (score(subject, tasks, 4000) for subject in (untrained, state.learner))
     assert start.low < 3 < start.high or abs(start.mean - 3) < 3 * start.std / np.sqrt(4000)
     assert trained.low > start.high, f"{trained} is not above {start}"
     assert trained.mean < mk.tasks.bandit_optimal_value(6, 2) + 3 * trained.std / np.sqrt(4000)
+
+
+@pytest.mark.parametrize(
+    ("taken", "message"),
+    [(2, "not of Discrete.size=2.: 2 in episode 1, step 0"), (-1, "-1 in episode 1"), (0.5, "must be one integer")],
+)
+def test_actions_of_another_environment_are_refused(taken, message):
+    """An action out of range that a network reads as zeros, so as no action at all."""
+    subject = learner()
+    trial = mk.rl_squared.collect(subject, BANDIT, KEY).trajectories
+    actions = jnp.asarray(trial.actions, type(taken)).at[1].set(taken)
+    wrong = eqx.tree_at(lambda t: t.actions, trial, actions)
+    with pytest.raises(ValueError, match=message):
+        mk.rl_squared.adapt(subject, wrong)
+    if isinstance(taken, int):  # compiled, where nothing can raise
+        assert jnp.isnan(eqx.filter_jit(mk.rl_squared.adapt)(subject, wrong).state).all()
+
+
+def test_vectors_of_another_size_are_refused():
+    """Actions of three numbers, read by a policy of two, as tokens of another size."""
+    task = mk.tasks.Navigation([0.3, 0.1], 3)
+    subject = learner(task, num_episodes=2)
+    trial = mk.rl_squared.collect(subject, task, KEY).trajectories
+    wrong = eqx.tree_at(lambda t: t.actions, trial, jnp.ones((2, 3, 3)))
+    with pytest.raises(ValueError, match=r"action must be real numbers of shape \[2\]"):
+        mk.rl_squared.adapt(subject, wrong)
 
 
 make = functools.partial(mk.rl_squared.RLSquared, policy_of(BANDIT))

@@ -223,6 +223,8 @@ def test_a_token_too_many_is_not_a_number():
     assert jnp.isfinite(outputs[:LENGTH]).all()
     assert jnp.isnan(outputs[LENGTH]).all()
     assert int(cache.position) == LENGTH + 1
+    with pytest.raises(ValueError, match=f"cache is full: it holds length={LENGTH} tokens"):
+        stack.step(eqx.tree_at(lambda c: c.position, cache, jnp.asarray(LENGTH)), x[0])
 
 
 def test_gradient_is_the_central_difference():
