@@ -141,7 +141,7 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 60_000, "validate_every": 6000},
     "meta-lstm": {"test_queries": 15, "steps": 20_000, "validate_every": 2000},
     "mann": {"steps": 40_000, "schedule": "cooldown", "validate_every": 1000},
-    "statistician": {"test_queries": 15, "steps": 90_000, "validate_every": 9000},
+    "statistician": {"test_queries": 15, "steps": 150_000, "validate_every": 15_000},
 }
 
 # Curves.
