@@ -38,7 +38,7 @@ from ._forms import CURVES, EPISODES, GAUSSIAN_CURVES, ORDERED_EPISODES, SEQUENC
 OPTIONAL = {
     "queries": "asks for every image of a sequence",
     "test_queries": "asks for every image of a sequence",
-    "norm_policy": "has no choice of batch norm's statistics",
+    "norm_policy": "has no batch norm whose statistics could be chosen",
     "scale": "has no similarities to scale",
     "rate": "finds the length of each step by a line search",
     "schedule": "has a schedule of its own",
@@ -244,7 +244,7 @@ ALGORITHMS = {
         _generative.statistician_learner,
         "the Neural Statistician (Edwards and Storkey 2017)",
         uses=(*_ADAM, "queries", "test_queries"),
-        norm="frozen: its statistics are those of 200 training sets, so no test set sees another",
+        norm="frozen: its statistics are those of training sets (at most 200), so no test set sees another",
         anneal=_generative.statistician_schedule,
         as_tested=_generative.statistician_as_tested,
     ),

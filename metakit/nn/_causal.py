@@ -170,7 +170,8 @@ class CausalSequence(eqx.Module):
     def step(self, cache: SequenceCache, x: Float[Array, " in"]) -> tuple[SequenceCache, Float[Array, " out"]]:
         """The next token, `[in_size]`; returns the cache that holds it, too, and the output `[out_size]`."""
         self.layers[0].require_features((1, *x.shape))
-        if not isinstance(cache.position, Tracer) and cache.position >= self.length:
+        full = cache.position >= self.length
+        if not isinstance(full, Tracer) and full:
             raise ValueError(
                 f"cache is full: it holds length={self.length} tokens, and x would be one more. Build the sequence "
                 "model for as many tokens as it will be given, or take the cache back with mk.nn.rewind."
@@ -180,7 +181,7 @@ class CausalSequence(eqx.Module):
             past, x = layer.step(past, x, cache.position)
             written.append(past)
         # Writing past the end would overwrite the last row, and go on with plausible numbers.
-        x = jnp.where(cache.position < self.length, x, jnp.full_like(x, jnp.nan))
+        x = jnp.where(full, jnp.full_like(x, jnp.nan), x)
         return SequenceCache(tuple(written), cache.position + jnp.ones_like(cache.position)), x
 
     def _read(self, x: Float[Array, "t *in"]) -> tuple[tuple[Any, ...], Float[Array, "t out"]]:

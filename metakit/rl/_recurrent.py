@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from metakit._environment import Actions
+from metakit._environment import Actions, Discrete
 from metakit._types import Scalar
 
 from ._trajectories import Trajectories
@@ -94,8 +94,8 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
     **Returns:** a `Token` of arrays `[episodes * horizon, ...]`; and one of the step after, whose observation is zeros,
     to be filled in.
 
-    **Raises:** `ValueError` when the trajectories hold other actions. In compiled code, where nothing can raise, one
-    out of range is NaN in its token.
+    **Raises:** `ValueError` when the trajectories hold other actions, also in steps that did not take place: a memory
+    reads those, too. In compiled code, where nothing can raise, one out of range is NaN in its token.
 
     >>> import jax, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=jax.random.key(0)))
@@ -126,7 +126,14 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
 
 
 def _check_actions(taken: Array, actions: Actions) -> None:
-    valid = jax.vmap(jax.vmap(actions.check))(taken)  # itself refuses other shapes and dtypes
+    shape, kind = ((), jnp.integer) if isinstance(actions, Discrete) else ((actions.size,), jnp.floating)
+    if taken.shape[2:] != shape or not jnp.issubdtype(taken.dtype, kind):
+        names = ", ".join(["episodes", "horizon", *map(str, shape)])
+        raise ValueError(
+            f"the trajectories hold actions of dtype {taken.dtype} and shape {list(taken.shape)}; {actions} needs "
+            f"{kind.__name__} numbers [{names}]. Collect them in the policy's own environment."
+        )
+    valid = jax.vmap(jax.vmap(actions.check))(taken)
     if not isinstance(valid, Tracer) and not valid.all():
         episode, step = (int(index[0]) for index in jnp.nonzero(~valid))
         raise ValueError(

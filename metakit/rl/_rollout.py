@@ -169,7 +169,12 @@ def _check(environment: AbstractEnvironment, num_episodes: int) -> None:
 def _check_memory(policy: AbstractRecurrentPolicy, token: Token, steps: int) -> None:
     """A memory too short for the trial only shows in `read`: step by step it would fill up in silence."""
     whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), token)
-    eqx.filter_eval_shape(lambda policy, tokens: policy.read(tokens), policy, whole)
+    try:
+        eqx.filter_eval_shape(lambda policy, tokens: policy.read(tokens), policy, whole)
+    except ValueError as error:
+        raise ValueError(
+            f"the policy cannot read this trial of num_episodes * horizon = {steps} steps: {error}"
+        ) from error
 
 
 def _check_observation(observation: Any, environment: AbstractEnvironment) -> None:

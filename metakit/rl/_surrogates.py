@@ -41,7 +41,8 @@ def policy_surrogate(
       later ones is left out, and with it most of the noise. The only one that is right on other policies' data.
     - `"dice"`: exact for $\lambda = 1$, at the price of noise that grows with the length of an episode. The data count
       as the policy's own.
-    - `"logp"`: wrong. With advantages of mean 0 and episodes of one step it is zero, and MAML is then first-order MAML.
+    - `"logp"`: wrong. With advantages of mean 0, episodes of one step and a softmax that is linear in its parameters it
+      is zero, and MAML is then first-order MAML.
 
     **Arguments:**
 

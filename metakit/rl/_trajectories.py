@@ -23,7 +23,7 @@ class Trajectories(eqx.Module):
     - `actions`: `[episodes, horizon]` integers, or `[episodes, horizon, size]` real numbers.
     - `rewards`: `[episodes, horizon]`.
     - `mask`: `[episodes, horizon]` Booleans: whether the step took place. An episode that ended early is filled up
-      with steps that did not; nothing depends on what they hold.
+      with steps that did not; no loss depends on what they hold, but a memory reads them (`mk.rl.tokens`).
     - `behaviour`: the distributions that the actions were drawn from, every array `[episodes, horizon, ...]`.
 
     **Raises:** `ValueError` when an array does not lead with the same `[episodes, horizon]`, when there is no episode

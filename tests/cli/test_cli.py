@@ -192,7 +192,7 @@ def test_every_preset_on_images_runs(tmp_path, drawings, algorithm):
     else:
         assert_is_a_picture(run / "episode.png")
     if algorithm == "statistician":
-        assert "its statistics are those of 200 training sets" in (run / "report.md").read_text()
+        assert "its statistics are those of training sets" in (run / "report.md").read_text()
 
 
 @pytest.mark.slow
@@ -410,7 +410,7 @@ def test_classes_are_moved_in_training_alone(data, moves):
     assert test.augment_class is None
 
 
-@pytest.mark.parametrize("rate", [0.011, 0.5])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_the_input_gate_starts_about_the_inner_rate(rate):
     """Catches an --inner-rate of meta-lstm that is ignored, or taken for the gate before its sigmoid."""
     chosen = settings(Train("meta-lstm", inner_rate=rate), "glyphs", preset("meta-lstm", "glyphs"))

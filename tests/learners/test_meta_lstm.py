@@ -278,7 +278,7 @@ def test_leaves_that_are_not_selected_stay_and_are_meta_trained():
 
 
 def test_the_norm_policy_decides_whether_queries_see_each_other():
-    """Catches transductive statistics under the name of inductive, and those of another set or of earlier episodes."""
+    """Catches transductive statistics under the name of inductive, and those of another set."""
     task = classification(jax.random.key(1))
     for policy, independent in (("inductive", True), ("transductive", False)):
         adapted = meta_lstm.adapt(classifier(norm_policy=policy), task.support)

@@ -177,7 +177,7 @@ def test_convolutions_and_attention_stand_in_for_the_gru():
     # Acting for longer than the memory lasts would go on, at random, with returns that look like any others.
     longer = mk.rl_squared.RLSquared(policy, num_episodes=6)
     for act in (mk.rl_squared.collect, mk.rl_squared.diagnostics, mk.rl_squared.meta_loss):
-        with pytest.raises(ValueError, match="at most length=5 tokens, got 6"):
+        with pytest.raises(ValueError, match=r"num_episodes . horizon = 6 steps: .* at most length=5 tokens, got 6"):
             act(longer, BANDIT, KEY)
 
 
@@ -214,7 +214,11 @@ def test_meta_training_beats_the_untrained_policy_and_not_the_optimum(objective,
 
 @pytest.mark.parametrize(
     ("taken", "message"),
-    [(2, "not of Discrete.size=2.: 2 in episode 1, step 0"), (-1, "-1 in episode 1"), (0.5, "must be one integer")],
+    [
+        (2, "not of Discrete.size=2.: 2 in episode 1, step 0"),
+        (-1, "-1 in episode 1"),
+        (0.5, "of dtype float64 and shape .4, 1.; Discrete.size=2. needs integer numbers"),
+    ],
 )
 def test_actions_of_another_environment_are_refused(taken, message):
     """An action out of range that a network reads as zeros, so as no action at all."""
@@ -234,7 +238,9 @@ def test_vectors_of_another_size_are_refused():
     subject = learner(task, num_episodes=2)
     trial = mk.rl_squared.collect(subject, task, KEY).trajectories
     wrong = eqx.tree_at(lambda t: t.actions, trial, jnp.ones((2, 3, 3)))
-    with pytest.raises(ValueError, match=r"action must be real numbers of shape \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"shape \[2, 3, 3\]; Continuous\(size=2\) needs floating numbers \[episodes, horizon, 2\]"
+    ):
         mk.rl_squared.adapt(subject, wrong)
 
 

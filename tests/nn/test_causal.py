@@ -223,6 +223,9 @@ def test_a_token_too_many_is_not_a_number():
     assert jnp.isfinite(outputs[:LENGTH]).all()
     assert jnp.isnan(outputs[LENGTH]).all()
     assert int(cache.position) == LENGTH + 1
+    part, _ = read(stack, x[:2])
+    np.testing.assert_allclose(jax.jit(lambda token: stack.step(part, token)[1])(x[2]), outputs[2], atol=1e-13)
+    assert jnp.isnan(jax.jit(lambda token: stack.step(cache, token)[1])(x[0])).all()  # a cache that is a constant
     with pytest.raises(ValueError, match=f"cache is full: it holds length={LENGTH} tokens"):
         stack.step(eqx.tree_at(lambda c: c.position, cache, jnp.asarray(LENGTH)), x[0])
 

@@ -81,7 +81,8 @@ def adapt(learner: RLSquared, support: Trajectories, key: PRNGKey | None = None)
 
     **Returns:** an `Adapted` for `predict`. It depends on nothing but these episodes: no memory of other trials.
 
-    **Raises:** `ValueError` when the observations or actions are not those the policy was built for.
+    **Raises:** `ValueError` when the observations or actions are not those the policy was built for (in compiled code
+    an action out of range makes the memory NaN), or when there are more steps than the memory holds.
 
     >>> import jax, metakit as mk
     >>> bandit = mk.tasks.Bandits(2)(jax.random.key(0))
@@ -109,7 +110,8 @@ def predict(adapted: Adapted, x: Float[Array, "n *observation"], key: PRNGKey | 
 
     **Returns:** a distribution over actions of `n` entries.
 
-    **Raises:** `ValueError` when the observations are not those the policy was built for.
+    **Raises:** `ValueError` when the observations are not those the policy was built for, or the memory is full: it
+    needs a place for this step, too (in compiled code the distribution is then NaN).
 
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> bandit = mk.tasks.Bandits(2)(jax.random.key(0))
