@@ -140,7 +140,7 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "snail": _METRIC_OMNIGLOT | {"steps": 20_000, "validate_every": 2000},
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 60_000, "validate_every": 6000},
     "meta-lstm": {"test_queries": 15, "steps": 20_000, "validate_every": 2000},
-    "mann": {"steps": 40_000, "schedule": "cooldown", "validate_every": 1000},
+    "mann": {"steps": 60_000, "schedule": "cooldown", "validate_every": 2000},
     "statistician": {"test_queries": 15, "steps": 150_000, "validate_every": 15_000},
 }
 
