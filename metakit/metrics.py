@@ -113,7 +113,7 @@ def mean_squared_error(outputs: Float[Array, "n *out"] | Normal, targets: Float[
 def log_density(outputs: Normal, targets: Float[Array, "n *out"]) -> Scalar:
     r"""Mean log-density of real targets under the predicted normal distributions: a proper score, higher is better.
 
-    $$rac1n \sum_{i=1}^n \sum_j \log N(y_{ij}; \mu_{ij}, \sigma_{ij}^2)$$
+    $$\frac1n \sum_{i=1}^n \sum_j \log N(y_{ij}; \mu_{ij}, \sigma_{ij}^2)$$
 
     **Arguments:** `outputs`, a `mk.Normal` of shape `[n, *out]`; `targets`, `[n, *out]`.
 

@@ -421,6 +421,14 @@ def test_the_input_gate_starts_about_the_inner_rate(rate):
     assert np.ptp(biases) > 0.5  # a range, uniform: 30 draws lie within half of it with probability 3e-8
 
 
+@pytest.mark.parametrize("algorithm", [name for name, entry in ALGORITHMS.items() if entry.fixed_way])
+def test_the_way_of_the_test_follows_a_fixed_head(algorithm):
+    """Catches a preset whose own --test-way refuses every other --way."""
+    chosen = settings(Train(algorithm, way=3), "glyphs", preset(algorithm, "glyphs"))
+    check_given({"way": 3}, chosen)
+    assert chosen.test_way == 3
+
+
 @pytest.mark.parametrize(("trained", "expected"), [(1, (0.5, 0.25, 0.125)), (2, (0.5, 0.5, 0.25))])
 def test_updates_beyond_those_of_training_go_half_as_far(trained, expected):
     """Catches rates of the test that reach into training, or that do not fall from update to update."""
