@@ -73,7 +73,7 @@ def sum_over_tasks(problem: Problem, moving: Any, still: Any, batched: Any, chun
 
             def one(*arrays):
                 task, key = eqx.combine(arrays, problem.task_static)
-                return problem.algorithm.meta_loss(learner, task, key)
+                return _scalar(problem.algorithm.meta_loss(learner, task, key))
 
             # One gradient of the sum, not a sum of gradients: the weights' gradient is then contracted over
             # the tasks inside each matrix product and never exists once for every task.
@@ -84,6 +84,16 @@ def sum_over_tasks(problem: Problem, moving: Any, still: Any, batched: Any, chun
         return gradient, losses
 
     return fold_chunks(chunk_gradient, moving, batched, chunk)
+
+
+def _scalar(loss: Any) -> Any:
+    """Anything longer would be summed in silence, and train with a gradient so many times too large."""
+    if jnp.shape(loss) != ():
+        raise ValueError(
+            f"meta_loss must return a scalar for a task, got shape {list(jnp.shape(loss))}. Return the mean over the "
+            'query examples, such as losses.cross_entropy(..., reduction="mean").'
+        )
+    return loss
 
 
 @typed
@@ -124,8 +134,8 @@ def meta_gradient(
     every device.
 
     **Raises:** `ValueError` when tasks and keys disagree about the number of tasks, when the mesh does not
-    divide it, when `trainable` does not fit the learner, or for a chunk below 1; `TypeError` for something
-    that is no algorithm.
+    divide it, when `trainable` does not fit the learner, for a `meta_loss` that is no scalar, or for a chunk
+    below 1; `TypeError` for something that is no algorithm.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> algorithm = mk.MetaLearner(adapt=None, predict=None, meta_loss=lambda w, task, key=None: w * task)

@@ -239,3 +239,10 @@ def test_four_devices_equal_one():
     numbers = [float.fromhex(number) for number in done.stdout.split()]
     loss, gradient, _ = by_hand(make_learner(), make_tasks(8), make_keys(8))
     np.testing.assert_allclose(numbers, [loss, *gradient["weights"].ravel()], rtol=1e-12)
+
+
+def test_a_loss_for_every_example_is_refused():
+    """Catches losses that are summed in silence: a gradient as many times too large as a task has examples."""
+    algorithm = mk.MetaLearner(adapt=None, predict=None, meta_loss=lambda w, task, key=None: w * task)
+    with pytest.raises(ValueError, match=r"meta_loss must return a scalar for a task, got shape \[3\]"):
+        mk.sharding.meta_gradient(algorithm, jnp.asarray(2.0), jnp.ones((2, 3)))
