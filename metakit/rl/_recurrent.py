@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from metakit._environment import Actions, Discrete
+from metakit._environment import Actions
 from metakit._types import Scalar
 
 from ._trajectories import Trajectories
@@ -126,14 +126,13 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
 
 
 def _check_actions(taken: Array, actions: Actions) -> None:
-    shape, kind = ((), jnp.integer) if isinstance(actions, Discrete) else ((actions.size,), jnp.floating)
-    if taken.shape[2:] != shape or not jnp.issubdtype(taken.dtype, kind):
-        names = ", ".join(["episodes", "horizon", *map(str, shape)])
+    try:
+        valid = jax.vmap(jax.vmap(actions.check))(taken)
+    except ValueError as error:  # in the words of `step`, which the caller has not called
         raise ValueError(
-            f"the trajectories hold actions of dtype {taken.dtype} and shape {list(taken.shape)}; {actions} needs "
-            f"{kind.__name__} numbers [{names}]. Collect them in the policy's own environment."
-        )
-    valid = jax.vmap(jax.vmap(actions.check))(taken)
+            f"the trajectories hold actions of dtype {taken.dtype} and shape {list(taken.shape)}, which are not of "
+            f"{actions}. Collect them in the policy's own environment."
+        ) from error
     if not isinstance(valid, Tracer) and not valid.all():
         episode, step = (int(index[0]) for index in jnp.nonzero(~valid))
         raise ValueError(
