@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from ._wording import describe
+
 
 @runtime_checkable
 class Algorithm(Protocol):
@@ -47,6 +49,15 @@ class MetaLearner(NamedTuple):
     adapt: Callable[..., Any]
     predict: Callable[..., Any]
     meta_loss: Callable[..., Any]
+
+
+def require_sampler(sampler: Any) -> None:
+    """A `TypeError` for a sampler's class: called with a key it would make another sampler, not a task."""
+    if isinstance(sampler, type):
+        raise TypeError(
+            f"sampler must be a function sampler(key) -> task, got {describe(sampler)}. Call it first: "
+            f"{sampler.__name__}(...)."
+        )
 
 
 def require_algorithm(algorithm: Any) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from beartype import beartype
-from jaxtyping import jaxtyped
+from jaxtyping import TypeCheckError, jaxtyped
+
+from ._wording import in_words
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -24,6 +26,9 @@ def typed(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @functools.wraps(function)
     def with_checks(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return checked()(*args, **kwargs)
+        try:
+            return checked()(*args, **kwargs)
+        except TypeCheckError as error:
+            raise in_words(error, function, args, kwargs) from None
 
     return with_checks

@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from metakit import random
-from metakit._algorithm import require_algorithm
+from metakit._algorithm import require_algorithm, require_sampler
 from metakit._compile import compiled, runs_alone
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
+from metakit._wording import describe
 from metakit.sharding import map_tasks, replicate
 
 # Tasks that are not large run as many at once as keep the inputs near 4M numbers, up to these. Measured on 2 CPU
@@ -85,7 +86,8 @@ def scores_of(
     **Returns:** the outputs of `function`, each array with a leading axis `[num_tasks]`. Nothing is dropped:
     a task that diverged is there as NaN, and `student_t` counts it.
 
-    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1.
+    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1; `TypeError` for a sampler's class in place of a
+    sampler.
 
     >>> import jax, metakit as mk
     >>> draws = scores_of(lambda task, key: task ** 2, jax.random.normal, jax.random.key(0), num_tasks=4)
@@ -94,6 +96,7 @@ def scores_of(
     """
     if num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}; 600 to 10,000 test tasks are usual.")
+    require_sampler(sampler)
     if mesh is not None and not _traced(key):
         function, sampler = replicate(function, mesh), replicate(sampler, mesh)
         key = replicate(key, mesh)
@@ -105,6 +108,12 @@ def _traced(*trees: Any) -> bool:
 
 
 def _score_task(algorithm: Any, metrics: Mapping[str, Any], learner: Any, task: Any, key: Any) -> dict[str, Any]:
+    if not hasattr(task, "support") or not hasattr(task, "query"):
+        raise TypeError(
+            f"scores needs episodes, tasks with a support and a query set; the sampler gave {describe(task)}. What "
+            "else a family reports is its diagnostics: mk.evaluate.scores_of(eqx.Partial(mk.rl_maml.diagnostics, "
+            "learner), sampler, key, num_tasks=...)."
+        )
     adapt_key, predict_key = jax.random.split(key)
     adapted = algorithm.adapt(learner, task.support, adapt_key)
     outputs = algorithm.predict(adapted, task.query.x, predict_key)
@@ -137,7 +146,7 @@ def scores(
     `paired_difference`.
 
     **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1 or there is no metric; `TypeError` for
-    something that is no algorithm.
+    something that is no algorithm, for tasks that are no episodes (use `scores_of` there), and for a sampler's class.
 
     >>> import jax, numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((5, 4, 1, 2, 2), "uint8"))

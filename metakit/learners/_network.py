@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from metakit import losses, nn
 from metakit._episode import Examples
+from metakit._wording import describe
 
 from ._labels import require_unmasked
 
@@ -36,6 +37,15 @@ def check_instance(name: str, value: Any, kind: type, example: str) -> None:
         raise TypeError(f"{name} must be an mk.inner.{kind.__name__}, such as {example}; got {type(value).__name__}.")
 
 
+def check_loss(loss: Any) -> None:
+    """Refuse what is no function, such as a loss's name."""
+    if not callable(loss):
+        raise TypeError(
+            "loss must be a function loss(outputs, targets, *, reduction), such as mk.losses.squared_error; got "
+            f"{describe(loss)}."
+        )
+
+
 def check_way(outputs: Array, way: int | None) -> None:
     """The model must give one logit per class of this episode."""
     if way is not None and (outputs.ndim != 2 or outputs.shape[1] != way):
@@ -49,6 +59,11 @@ def check_way(outputs: Array, way: int | None) -> None:
 def check_targets(loss: Callable[..., Any], examples: Examples, name: str) -> None:
     """Cross-entropy needs integer labels, and no loss here leaves padding out."""
     require_unmasked(examples, "a learner whose network adapts", name)
+    if examples.way is not None and examples.y.ndim != 1:
+        raise ValueError(
+            f"{name}.y must hold one label per example, shape [n], got {list(examples.y.shape)}. A batch of tasks goes "
+            "through eqx.filter_vmap; one-hot rows through y.argmax(-1)."
+        )
     if loss is losses.cross_entropy and not jnp.issubdtype(examples.y.dtype, jnp.integer):
         raise ValueError(
             f"loss=mk.losses.cross_entropy (the default) needs integer labels, got {name}.y of dtype "

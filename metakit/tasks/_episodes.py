@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
+from metakit._wording import describe
 
 from ._pool import ImagePool, check_square
 
@@ -49,7 +50,8 @@ class Episodes(eqx.Module):
     `[n]`.
 
     **Raises:** `ValueError` when `way`, `shot` or `queries` is out of range, when the pool has too few
-    classes, when a class has too few images (it is named), or when images to be rotated are not square.
+    classes, when a class has too few images (it is named), or when images to be rotated are not square; `TypeError`
+    for an augmentation's class in place of an augmentation.
 
     >>> import jax, numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((30, 20, 1, 28, 28), "uint8"))
@@ -93,6 +95,8 @@ class Episodes(eqx.Module):
         # Any class may get any label, so each must be able to fill the largest.
         require_images(pool, max(s + q for s, q in zip(shots, wanted, strict=True)), "shot + queries", "fewer queries")
         require_rotation(pool, rotate)
+        require_augmentation("augment_class", augment_class)
+        require_augmentation("augment", augment)
         self.pool = pool
         self.way = way
         self.shot = shot
@@ -175,6 +179,12 @@ def draw(
     if rotate == "per_class":
         images = jax.vmap(_turn)(images, jax.random.randint(turn_key, (way,), 0, 4))
     return images
+
+
+def require_augmentation(name: str, augment: Any) -> None:
+    """A `TypeError` for a class of augmentations where one is wanted."""
+    if isinstance(augment, type):
+        raise TypeError(f"{name} must be a function, got {describe(augment)}. Call it first: {augment.__name__}().")
 
 
 def class_pixels(

@@ -12,7 +12,7 @@ from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
-from ._episodes import class_pixels, draw, require_classes, require_images, require_rotation
+from ._episodes import class_pixels, draw, require_augmentation, require_classes, require_images, require_rotation
 from ._pool import ImagePool
 
 
@@ -45,7 +45,8 @@ class Sequences(eqx.Module):
     `[n]`, with `way * presentations - 1` examples of support and 1 of query.
 
     **Raises:** `ValueError` when `way` or `presentations` is out of range, when a class has too few images (it
-    is named), or when images to be rotated are not square.
+    is named), or when images to be rotated are not square; `TypeError` for an augmentation's class in place of an
+    augmentation.
 
     >>> import jax, numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((30, 20, 1, 20, 20), "uint8"))
@@ -83,6 +84,8 @@ class Sequences(eqx.Module):
             )
         require_images(pool, presentations, "presentations", "fewer presentations")
         require_rotation(pool, rotate)
+        require_augmentation("augment_class", augment_class)
+        require_augmentation("augment", augment)
         self.pool = pool
         self.way = way
         self.presentations = presentations

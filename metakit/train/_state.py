@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from metakit._hyperparameter import trainable as _trainable
@@ -128,6 +129,18 @@ def init(
     return own(state)
 
 
+def require_unused(state: TrainState) -> None:
+    """A `ValueError` for a state whose memory a call of `run_steps` took."""
+    if any(
+        isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted()
+        for leaf in jax.tree.leaves(state)
+    ):
+        raise ValueError(
+            "state was used before: run_steps and fit take the memory of the state that they are given. Go on with the "
+            "one that they return, as in state, diagnostics = mk.train.run_steps(algorithm, optimiser, state, ...)."
+        )
+
+
 @typed
 def with_learner(state: TrainState, learner: Any) -> TrainState:
     """The same training, going on with a learner that differs in what is static or in the values of its leaves.
@@ -140,13 +153,14 @@ def with_learner(state: TrainState, learner: Any) -> TrainState:
 
     **Returns:** a new state: the step, the key and the optimiser's numbers are the old ones.
 
-    **Raises:** `ValueError` for a learner with other leaves.
+    **Raises:** `ValueError` for a learner with other leaves, or a state that was used before.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> state = mk.train.init({"weight": jnp.ones(2)}, optax.adam(0.1), key=jax.random.key(0))
     >>> mk.train.with_learner(state, {"weight": jnp.zeros(2)}).learner["weight"].tolist()
     [0.0, 0.0]
     """
+    require_unused(state)
     before, after = ([_describe(leaf) for leaf in jax.tree.leaves(tree)] for tree in (state.learner, learner))
     if before != after:
         raise ValueError(f"the learner must have the state's leaves, {before}, got {after}. Start anew with init.")

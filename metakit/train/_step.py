@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from metakit import random
+from metakit._algorithm import require_sampler
 from metakit._compile import compiled
 from metakit._tree import all_finite, global_norm, is_key
 from metakit._typecheck import typed
@@ -21,7 +22,7 @@ from metakit.sharding import meta_gradient, num_tasks, replicate
 
 from ._draw import step_keys, steps_ahead, tasks_of_steps
 from ._errors import NonFiniteLossError, require_positive
-from ._state import TrainState, others_promotion
+from ._state import TrainState, others_promotion, require_unused
 
 
 class StepDiagnostics(eqx.Module):
@@ -136,7 +137,7 @@ def step(
     for the device.
 
     **Raises:** `ValueError` or `TypeError` for tasks without a common leading axis, something that is no
-    algorithm, a `chunk` below 1, or an `anneal` that changes the learner's structure.
+    algorithm, a `chunk` below 1, a state that was used before, or an `anneal` that changes the learner's structure.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> pull = mk.MetaLearner(None, None, lambda w, task, key=None: 0.5 * (w - task) ** 2)
@@ -146,6 +147,7 @@ def step(
     >>> float(state.learner), float(diagnostics.loss)
     (2.0, 2.5)
     """
+    require_unused(state)
     return _jit_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
 
 
@@ -211,8 +213,8 @@ def run_steps(
     **Returns:** the state after `num_steps` steps, and `StepDiagnostics` with `[num_steps]` arrays.
 
     **Raises:** `NonFiniteLossError`, which carries the last good state, when a step is not finite (called
-    inside your own `jit` it cannot: read `diagnostics.finite` there); `ValueError` for counts below 1 and
-    everything that `step` raises.
+    inside your own `jit` it cannot: read `diagnostics.finite` there); `ValueError` for counts below 1,
+    `TypeError` for a sampler's class in place of a sampler, and everything that `step` raises.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> pull = mk.MetaLearner(None, None, lambda w, task, key=None: 0.5 * (w - task) ** 2)
@@ -226,6 +228,8 @@ def run_steps(
     """
     require_positive("num_steps", num_steps, "how many steps to run")
     require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
+    require_unused(state)
+    require_sampler(sampler)
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
     if mesh is not None and not traced:
         state, sampler = replicate(state, mesh), replicate(sampler, mesh)

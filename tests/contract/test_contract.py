@@ -386,6 +386,13 @@ def test_one_query_without_its_axis_raises(row):
 
 
 @each_of_episodes
+def test_a_batch_of_tasks_is_refused_with_the_way_out(row):
+    """Catches a task axis that is taken for examples, or an error that does not say that the caller maps."""
+    with pytest.raises((ValueError, TypeError), match="vmap"):
+        row.algorithm.meta_loss(make_learner(row), make_tasks(row, 3), jax.random.key(4))
+
+
+@each_of_episodes
 def test_padding_is_refused_or_without_effect(row):
     """Catches a learner that takes the padding of a `MaskedExamples` for data, which gives a plausible loss."""
     task, key = row.make_task(jax.random.key(3)), jax.random.key(4)

@@ -160,6 +160,16 @@ def test_reliability_by_hand():
             TypeError,
             "algorithm must hold",
         ),
+        (
+            lambda: scores(CENTROIDS, None, mk.tasks.Navigations(), KEY, num_tasks=2, metrics=METRICS),
+            TypeError,
+            r"scores needs episodes.* the sampler gave a .*scores_of\(eqx\.Partial",
+        ),
+        (
+            lambda: scores_of(len, mk.tasks.Sinusoid, KEY, num_tasks=2),
+            TypeError,
+            "got the class Sinusoid. Call it first",
+        ),
         (lambda: calibration(3, None, draw, KEY, num_tasks=2), TypeError, "algorithm must hold"),
         (lambda: compare({}, draw, KEY, num_tasks=2, metric=len), ValueError, "at least two learners"),
         (lambda: reliability([0.5], [1, 0]), ValueError, "one shape"),

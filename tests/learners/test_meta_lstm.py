@@ -377,6 +377,7 @@ def test_training_helps():
             ValueError,
             r"outputs of shape \[8, 3\], but the task has way=4",
         ),
+        (lambda: regressor(loss="mse"), TypeError, r"loss must be a function loss\(.*squared_error; got 'mse'"),
         (lambda: meta_lstm.meta_loss(regressor(norm_policy="inductive"), TASK), ValueError, r"found no BatchStatNorm"),
     ],
 )

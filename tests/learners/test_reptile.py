@@ -362,6 +362,7 @@ REGRESSION = regression(jax.random.key(1))
             ValueError,
             r"found no BatchStatNorm",
         ),
+        (lambda: regressor(loss="mse"), TypeError, r"loss must be a function loss\(.*squared_error; got 'mse'"),
         (lambda: reptile.with_carried_state(regressor()), ValueError, r"SGD keeps no state"),
         (
             lambda: reptile.with_carried_state(regressor(inner=mk.inner.Optax(optax.adam, learning_rate=0.1))),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metakit.tasks import TurnAndShift
+from metakit.tasks import Episodes, ImagePool, Sequences, TurnAndShift
 
 SIDES = np.array([41, 31])
 CENTRE = SIDES // 2
@@ -116,3 +116,12 @@ def test_amounts_out_of_range_are_refused(options, error, message):
     """Catches degrees where radians are meant, pixels where shares are, and what is no number."""
     with pytest.raises(error, match=message):
         TurnAndShift(**options)
+
+
+@pytest.mark.parametrize("sampler", [lambda pool, **o: Episodes(pool, 2, 1, 1, **o), Sequences])
+@pytest.mark.parametrize("name", ["augment", "augment_class"])
+def test_the_class_in_place_of_an_augmentation_is_refused(sampler, name):
+    """Catches parentheses left out, which fail in the middle of a trace."""
+    pool = ImagePool(np.zeros((5, 10, 1, 4, 4), "uint8"))
+    with pytest.raises(TypeError, match=rf"{name} must be a function, got the class TurnAndShift\. Call it first"):
+        sampler(pool, **{name: TurnAndShift})

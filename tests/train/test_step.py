@@ -341,6 +341,29 @@ def test_wrong_arguments_are_named(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda state: run(state, 1),
+        lambda state: mk.train.step(POINT, ADAM, state, jnp.ones((2, 2))),
+        lambda state: mk.train.fit(POINT, ADAM, state, draw_point, num_steps=4, meta_batch=2),
+        lambda state: mk.train.with_learner(state, state.learner),
+    ],
+)
+def test_a_state_that_was_used_before_is_named(use):
+    """Catches "Array has been deleted" from inside JAX, which says nothing of what to do."""
+    state = start()
+    run(state, 1)
+    with pytest.raises(ValueError, match=r"state was used before.*Go on with the one that they return"):
+        use(state)
+
+
+def test_a_samplers_class_is_named():
+    """Catches parentheses left out: called with a key, the class would make a sampler of it."""
+    with pytest.raises(TypeError, match=r"sampler .* got the class Sinusoid\. Call it first: Sinusoid\(\.\.\.\)"):
+        mk.train.run_steps(mk.maml, ADAM, start(), mk.tasks.Sinusoid, num_steps=1, meta_batch=2)
+
+
 def test_a_learner_in_place_of_the_algorithm_is_named():
     """Catches arguments in the wrong order."""
     with pytest.raises(TypeError, match="algorithm must hold adapt, predict and meta_loss"):

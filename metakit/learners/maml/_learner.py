@@ -12,7 +12,7 @@ from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Auto, Unrolled, check_steps, select as selection
-from metakit.learners._network import check_instance, check_model
+from metakit.learners._network import check_instance, check_loss, check_model
 from metakit.learners._options import positive
 
 NormPolicy: TypeAlias = Literal["transductive", "inductive"]
@@ -51,7 +51,7 @@ class MAML(eqx.Module):
 
     **Raises:** `ValueError` for a negative `num_steps`, more steps than the solver has rates for, an unknown option,
     `step_weights` or `proximal` of another shape, a filter that selects nothing, or a model with Equinox state;
-    `TypeError` for a model that cannot be called, or an `inner` or `adjoint` that is not one.
+    `TypeError` for a model or a loss that cannot be called, or an `inner` or `adjoint` that is not one.
 
     **Source:** Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
     algorithms 1 and 2, https://arxiv.org/abs/1703.03400. The released code divides the query loss by the shot too,
@@ -93,6 +93,7 @@ class MAML(eqx.Module):
         adjoint = Unrolled() if adjoint is None else adjoint
         adjoint = Auto() if isinstance(adjoint, str) and adjoint == "auto" else adjoint
         check_model(model)
+        check_loss(loss)
         check_instance("inner", inner, AbstractSolver, "mk.inner.SGD(0.4)")
         check_instance("adjoint", adjoint, AbstractAdjoint, "mk.inner.Unrolled()")
         require_option("reduction", reduction, ["mean", "sum/shot"])

@@ -13,7 +13,7 @@ from metakit._errors import require_option
 from metakit._typecheck import typed
 from metakit.inner import select as selection
 from metakit.learners._minibatches import check_batch_size
-from metakit.learners._network import check_model, not_statistics
+from metakit.learners._network import check_loss, check_model, not_statistics
 
 from ._update import LearnedUpdate
 
@@ -46,11 +46,15 @@ class MetaLSTM(eqx.Module):
       an episode. The released code trains transductively and tests inductively, on running statistics that it resets
       for each episode. Name the policy beside every accuracy you report.
 
+    On real targets start gently: the first rates are the input gate's, 0.007 to 0.018, made for cross-entropy. On
+    sinusoids an `mk.nn.MLP(1, 1, 16, 1)` of the default He weights goes from a query loss of 57 to millions in 3
+    updates; with `weight_init=mk.nn.xavier_uniform` from 9.4 to 4.9. `diagnostics` shows it in `inner_losses`.
+
     The memory is that of a few networks and, for each parameter and update, `2 * hidden_size + 4` numbers.
 
     **Raises:** `ValueError` for a `num_steps` that is negative or no int, a `batch_size` below 1, an unknown
     `norm_policy`, a filter that selects nothing, selected arrays of several dtypes, or a model with Equinox state;
-    `TypeError` for a model that cannot be called, or an `update` that is no `LearnedUpdate`.
+    `TypeError` for a model or a loss that cannot be called, or an `update` that is no `LearnedUpdate`.
 
     **Source:** Ravi and Larochelle 2017, "Optimization as a Model for Few-Shot Learning",
     https://openreview.net/forum?id=rJY0-Kcll, and its code, https://github.com/twitter/meta-learning-lstm. Published
@@ -86,6 +90,7 @@ class MetaLSTM(eqx.Module):
         norm_policy: str = "transductive",
     ):
         check_model(model)
+        check_loss(loss)
         if not isinstance(update, LearnedUpdate):
             raise TypeError(
                 "update must be an mk.meta_lstm.LearnedUpdate, such as LearnedUpdate(key=key); got "

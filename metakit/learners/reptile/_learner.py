@@ -14,7 +14,7 @@ from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
 from metakit.inner import AbstractSolver, check_steps, select as selection
 from metakit.learners._minibatches import check_batch_size
-from metakit.learners._network import check_instance, check_model, not_statistics
+from metakit.learners._network import check_instance, check_loss, check_model, not_statistics
 
 _NORM_POLICIES = ("transductive", "inductive", "one_by_one")
 
@@ -51,8 +51,8 @@ class Reptile(eqx.Module):
     - `state`: the solver's state that every task starts from; default `None`, afresh. `with_carried_state` makes one.
 
     **Raises:** `ValueError` for a negative `num_steps`, a `batch_size` below 1, an unknown `norm_policy`, a learned
-    number in `inner`, a filter that selects nothing, or a model with Equinox state; `TypeError` for a model that
-    cannot be called or an `inner` that is no solver.
+    number in `inner`, a filter that selects nothing, or a model with Equinox state; `TypeError` for a model or a
+    loss that cannot be called, or an `inner` that is no solver.
 
     **Source:** Nichol, Achiam and Schulman 2018, "On First-Order Meta-Learning Algorithms", algorithms 1 and 2,
     https://arxiv.org/abs/1803.02999, and its code, https://github.com/openai/supervised-reptile. There Adam's second
@@ -88,6 +88,7 @@ class Reptile(eqx.Module):
         state: Any = None,
     ):
         check_model(model)
+        check_loss(loss)
         check_instance("inner", inner, AbstractSolver, "mk.inner.SGD(0.4)")
         check_steps(inner, num_steps)
         check_batch_size(batch_size)

@@ -1,0 +1,144 @@
+"""Type-check errors: one sentence that names the argument, what was given, what was expected, what to try."""
+
+import importlib
+import pathlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jaxtyping import TypeCheckError
+
+import metakit as mk
+from metakit._wording import describe, public_name
+
+MODEL = mk.nn.MLP(1, 1, width=4, depth=1, key=jax.random.key(0))
+LEARNER = mk.maml.MAML(MODEL, inner=mk.inner.SGD(0.01), num_steps=1, loss=mk.losses.squared_error)
+TASKS = mk.tasks.Sinusoid()
+EPISODE = TASKS(jax.random.key(1))
+ADAPTED = mk.maml.adapt(LEARNER, EPISODE.support)
+SGD = optax.sgd(0.1)
+COUNTS = {"num_steps": 1, "meta_batch": 1}
+
+MISTAKES = {
+    "an episode to adapt": (
+        lambda: mk.maml.adapt(LEARNER, EPISODE),
+        "mk.maml.adapt: support must be Examples, got an Episode. An episode holds both sets: give episode.support to "
+        "adapt.",
+    ),
+    "the support to meta_loss": (
+        lambda: mk.maml.meta_loss(LEARNER, EPISODE.support),
+        "mk.maml.meta_loss: task must be Episode, got an Examples. Give the whole episode, support and query.",
+    ),
+    "a learner to predict": (
+        lambda: mk.maml.predict(LEARNER, EPISODE.query.x),
+        "mk.maml.predict: adapted must be Adapted, got a MAML. Give what adapt(learner, support) returned.",
+    ),
+    "an adapted learner to meta_loss": (
+        lambda: mk.maml.meta_loss(ADAPTED, EPISODE),
+        "mk.maml.meta_loss: learner must be MAML, got an Adapted. Give the learner itself, not what adapt returned.",
+    ),
+    "an old key": (
+        lambda: mk.train.init(LEARNER, SGD, key=jax.random.PRNGKey(0)),
+        "mk.train.init: key must be a random key, got uint32[2]. That is a key of the old style: make it with "
+        "jax.random.key(seed).",
+    ),
+    "a seed": (
+        lambda: mk.train.init(LEARNER, SGD, key=0),
+        "mk.train.init: key must be a random key, got 0. Make one with jax.random.key(seed).",
+    ),
+    "keys": (
+        lambda: mk.maml.adapt(LEARNER, EPISODE.support, jax.random.split(jax.random.key(0), 3)),
+        "mk.maml.adapt: key must be a random key or None, got key<fry>[3]. One call takes one key: a batch of keys "
+        "goes through eqx.filter_vmap.",
+    ),
+    "a learner to run_steps": (
+        lambda: mk.train.run_steps(mk.maml, SGD, LEARNER, TASKS, **COUNTS),
+        "mk.train.run_steps: state must be TrainState, got a MAML. Give what mk.train.init(learner, optimiser, "
+        "key=key) or the step before returned.",
+    ),
+    "an optimiser's name": (
+        lambda: mk.train.init(LEARNER, "adam", key=jax.random.key(0)),
+        "mk.train.init: optimiser must be GradientTransformation, got 'adam'. Give an optax optimiser, such as "
+        "optax.adam(1e-3).",
+    ),
+    "a shape": (
+        lambda: mk.losses.cross_entropy(jnp.zeros((3, 4)), jnp.arange(5, dtype="int32"), reduction="sum"),
+        'mk.losses.cross_entropy: targets must be Int[Array, "n"] with n=3, got int32[5].',
+    ),
+    "numpy": (
+        lambda: mk.maml.predict(ADAPTED, np.zeros((3, 1), "float32")),
+        'mk.maml.predict: x must be Shaped[Array, "n *in"], got numpy float32[3,1]. Convert it with jnp.asarray(x).',
+    ),
+    "a call of a layer": (
+        lambda: mk.nn.Linear(1, 1, key=jax.random.key(0))("x"),
+        "mk.nn.Linear: x must be Float[Array, \"n *in\"], got 'x'.",
+    ),
+    "a fraction of a step": (
+        lambda: mk.maml.with_num_steps(LEARNER, 2.5),
+        "mk.maml.with_num_steps: num_steps must be int, got 2.5.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_one_sentence(name):
+    """Catches an error that prints the whole learner, or leaves out which argument was wrong."""
+    call, message = MISTAKES[name]
+    with pytest.raises(TypeCheckError) as caught:
+        call()
+    assert str(caught.value) == message
+    assert isinstance(caught.value, TypeError)
+
+
+def test_the_innermost_call_speaks():
+    """Catches an outer function that claims its callback's error for one of its own arguments."""
+    bad = mk.MetaLearner(
+        None, None, lambda learner, task, key=None: mk.losses.squared_error(learner, "x", reduction="mean")
+    )
+    state = mk.train.init(jnp.ones((2, 1)), SGD, key=jax.random.key(0))
+    with pytest.raises(TypeCheckError, match=r"^mk\.losses\.squared_error: targets must be .*, got 'x'\.\n"):
+        mk.train.run_steps(bad, SGD, state, jax.random.normal, **COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (jnp.zeros((2, 3), "float32"), "float32[2,3]"),
+        ("x" * 100, "'" + "x" * 56 + "..."),
+        (mk.maml, "the module metakit.learners.maml"),
+        (mk.tasks.Sinusoid, "the class Sinusoid"),
+        (len, "the function len"),
+        (TASKS, "a Sinusoid"),
+        (EPISODE, "an Episode"),
+    ],
+    ids=range(7),
+)
+def test_values_in_a_few_words(value, words):
+    """Catches a value that is printed whole."""
+    assert describe(value) == words
+
+
+def _checked_functions():
+    root = pathlib.Path(mk.__file__).parent
+    for module in pkgutil.walk_packages([str(root)], "metakit."):
+        if "cli" in module.name or module.name.endswith("__main__"):
+            continue
+        for name, function in vars(importlib.import_module(module.name)).items():
+            checked = getattr(getattr(function, "__wrapped__", None), "__module__", None) == module.name
+            if checked and not name.startswith("_") and callable(function):
+                yield function
+
+
+def test_names_in_errors_can_be_called():
+    """Catches an error that speaks of `mk.maml._functions.adapt`, or of a name that is nowhere."""
+    wrong = []
+    for function in _checked_functions():
+        found = mk
+        for part in public_name(function).split(".")[1:]:
+            found = getattr(found, part, None)
+        if found is not function:
+            wrong.append(f"{function.__module__}: {public_name(function)}")
+    assert wrong == []
