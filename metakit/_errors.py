@@ -21,8 +21,9 @@ def nearest(name: str, options: Iterable[str]) -> str:
     'Known: maml, matching.'
     """
     known = list(options)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
+    as_written = {option.casefold(): option for option in known}
+    close = difflib.get_close_matches(name.casefold(), as_written, n=1, cutoff=0.5)
+    hint = f"Did you mean {as_written[close[0]]!r}? " if close else ""
     return f"{hint}Known: {', '.join(known)}."
 
 

@@ -1,5 +1,6 @@
 """The `metakit` command."""
 
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -11,6 +12,7 @@ from rich.table import Column, Table
 
 from metakit._errors import nearest
 from metakit.tasks import cache_directory
+from metakit.train import ConfigChangedError
 
 from . import _evaluate, _train
 from ._algorithms import ALGORITHMS
@@ -33,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     console, errors = Console(), Console(stderr=True)
+    if given == ["--version"]:
+        console.print(importlib.metadata.version("metakit"), highlight=False)
+        return 0
     try:
         _check_words(given)
     except UsageError as error:
-        errors.print(f"metakit: {error}", highlight=False, markup=False)
+        errors.print(f"metakit: {error}", highlight=False, markup=False, soft_wrap=True)
         return 2
     try:
         options = tyro.cli(
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[List, tyro.conf.subcommand("list")],
             prog="metakit",
             args=given,
-            description="Meta-learning for JAX: train, evaluate, list.",
+            description="Meta-learning for JAX: train, evaluate, list. With --version alone, says its version.",
         )
     except SystemExit as stop:  # tyro has explained itself, or shown its help
         return stop.code if isinstance(stop.code, int) else 2
@@ -56,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
         if options.traceback:
             raise
-        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-        errors.print(f"metakit: {kind}{error}", highlight=False, markup=False)
-        return 2 if isinstance(error, UsageError) else 1
+        misused = isinstance(error, UsageError | ConfigChangedError)
+        kind = "" if misused else f"{type(error).__name__}: "
+        errors.print(f"metakit: {kind}{error}", highlight=False, markup=False, soft_wrap=True)
+        return 2 if misused else 1
 
 
 def _check_words(given: list[str]) -> None:

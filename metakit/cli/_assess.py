@@ -38,6 +38,14 @@ class Assessment:
     series: list[Series]
 
 
+def try_out(settings: Settings, data: Data, learner: Any) -> None:
+    """Trace the test of two tasks: what does not fit together is refused before any work, in a second or two."""
+    form, algorithm = form_of(settings), ALGORITHMS[settings.algorithm].algorithm
+    module = as_tested(settings, learner, data.pools.get("train"))
+    test = eqx.Partial(form.scores, algorithm, module, data.test, num_tasks=2)
+    eqx.filter_eval_shape(test, jax.random.key(0))
+
+
 def assess(settings: Settings, data: Data, learner: Any, key: jax.Array) -> Assessment:
     """Score the learner and its baselines on `settings.test_tasks` test tasks."""
     form, algorithm = form_of(settings), ALGORITHMS[settings.algorithm].algorithm

@@ -1,7 +1,10 @@
 """The options of the command line, and the settings that they and a preset make together."""
 
 import dataclasses
+import math
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import tyro
@@ -22,6 +25,16 @@ class UsageError(ValueError):
     """Options that do not fit together; shown without a traceback, exit status 2."""
 
 
+def _left_out(metavar: str) -> object:
+    """An option that a preset, or the run, has a value for."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+Whole = Annotated[int | None, _left_out("INT")]
+Number = Annotated[float | None, _left_out("FLOAT")]
+Path = Annotated[pathlib.Path | None, _left_out("PATH")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Train:
     """Meta-train an algorithm, evaluate it on unseen classes, and write a report.
@@ -30,62 +43,64 @@ class Train:
 
     algorithm: tyro.conf.Positional[str]
     """One of those that 'metakit list' shows."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="|".join(DATA))] = None
+    data: Annotated[str | None, _left_out("|".join(DATA))] = None
     """What to train on; by default the first that the algorithm takes. All but omniglot and folder are built in."""
-    path: pathlib.Path | None = None
+    path: Path = None
     """Folder of Omniglot's two archives, or of your own images (one sub-folder a class)."""
     download: bool = False
     """Fetch Omniglot's archives into --path (or the cache) if they are not there."""
-    split: Split | None = None
+    split: Annotated[Split | None, _left_out("vinyals|lake|seeded")] = None
     """Omniglot's split: vinyals, lake or seeded."""
-    way: int | None = None
+    way: Whole = None
     """Classes in a training episode."""
-    shot: int | None = None
+    shot: Whole = None
     """Support examples of each class (for regression: in all; for sequences: images of each class)."""
-    queries: int | None = None
+    queries: Whole = None
     """Query examples of each class in training (for regression: in all)."""
-    test_way: int | None = None
+    test_way: Whole = None
     """Classes in a test episode; learners whose network has an output for each class need the training way."""
-    test_shot: int | None = None
+    test_shot: Whole = None
     """Support examples of each class in a test episode; by default as in training."""
-    test_queries: int | None = None
+    test_queries: Whole = None
     """Query examples of each class in a test episode."""
-    steps: int | None = None
+    steps: Whole = None
     """Outer steps in all."""
-    meta_batch: int | None = None
+    meta_batch: Whole = None
     """Tasks in one outer step."""
-    rate: float | None = None
+    rate: Number = None
     """Outer rate (of Adam; Reptile's is the part of the way to the tasks' solutions that a step goes)."""
-    schedule: Literal["constant", "cosine", "halving", "cooldown"] | None = None
+    schedule: Annotated[
+        Literal["constant", "cosine", "halving", "cooldown"] | None, _left_out("constant|cosine|halving|cooldown")
+    ] = None
     """How the outer rate falls."""
-    clip_norm: float | None = None
+    clip_norm: Number = None
     """Largest Euclidean norm of a meta-gradient."""
-    inner_rate: float | None = None
+    inner_rate: Number = None
     """Inner rate, of the mean support loss (learners with an inner loop); of meta-lstm, where its input gate starts."""
-    inner_steps: int | None = None
+    inner_steps: Whole = None
     """Inner steps in training."""
-    test_inner_steps: int | None = None
+    test_inner_steps: Whole = None
     """Inner steps in evaluation."""
-    inner_batch: int | None = None
+    inner_batch: Whole = None
     """Support examples in an inner step (Reptile)."""
-    norm_policy: NormPolicy | None = None
+    norm_policy: Annotated[NormPolicy | None, _left_out("transductive|joint|inductive|one_by_one")] = None
     """Whose statistics batch norm uses for the query set; metakit list and the docs say who has which."""
-    scale: float | None = None
+    scale: Number = None
     """Factor of the similarities before the softmax (metric learners)."""
-    validate_every: int | None = None
-    """Outer steps between validations."""
-    validation_tasks: int | None = None
+    validate_every: Whole = None
+    """Outer steps between validations; it divides --steps."""
+    validation_tasks: Whole = None
     """Tasks in a validation."""
-    test_tasks: int | None = None
+    test_tasks: Whole = None
     """Tasks in the final test."""
-    seed: int | None = None
+    seed: Whole = None
     """Seed of every random draw."""
-    devices: int | None = None
+    devices: Whole = None
     """Devices to spread the tasks over; a CPU counts as so many. By default every core, where that is faster
     (gradient-based learners on images), and otherwise one."""
-    run: pathlib.Path | None = None
+    run: Path = None
     """Run folder to make; by default runs/ALGORITHM-DATA-TIME."""
-    resume: pathlib.Path | None = None
+    resume: Path = None
     """Run folder to continue."""
     smoke: bool = False
     """A few steps only: checks that everything works, learns nothing."""
@@ -101,19 +116,19 @@ class Evaluate:
 
     run: tyro.conf.Positional[pathlib.Path]
     """Run folder."""
-    way: int | None = None
+    way: Whole = None
     """Classes in an episode; learners whose network has an output for each class need the training way."""
-    shot: int | None = None
+    shot: Whole = None
     """Support examples of each class (for regression: in all; for sequences: images of each class)."""
-    queries: int | None = None
+    queries: Whole = None
     """Query examples of each class (for regression: in all)."""
-    inner_steps: int | None = None
+    inner_steps: Whole = None
     """Inner steps (learners with an inner loop)."""
-    norm_policy: NormPolicy | None = None
+    norm_policy: Annotated[NormPolicy | None, _left_out("transductive|joint|inductive|one_by_one")] = None
     """Whose statistics batch norm uses for the query set, if others than in training."""
-    num_tasks: int | None = None
+    num_tasks: Whole = None
     """How many tasks."""
-    path: pathlib.Path | None = None
+    path: Path = None
     """Where the data is, if it has moved."""
     seed: int = 1
     """Seed of the test tasks."""
@@ -196,11 +211,19 @@ def settings(options: Train, data: str, preset: dict[str, object]) -> Settings:
     if options.smoke:
         values |= {"steps": 4, "validate_every": 2, "validation_tasks": 8, "test_tasks": 20, "meta_batch": 2}
         values |= explicit(options)
+    if options.validate_every is None:
+        values["validate_every"] = _divisor_near(int(values["validate_every"]), int(values["steps"]))  # type: ignore[call-overload]
     if values["devices"] == EVERY_CORE:
         values["devices"] = every_core(int(values["meta_batch"]))  # type: ignore[call-overload]
     chosen = Settings(algorithm=options.algorithm, data=data, smoke=options.smoke, **values)  # type: ignore[arg-type]
-    _check_numbers(chosen)
+    check_numbers(chosen)
     return chosen
+
+
+def _divisor_near(wanted: int, steps: int) -> int:
+    """What divides the steps and is nearest to a preset's period, as a ratio: other steps do not ask for another."""
+    small = [d for d in range(1, math.isqrt(max(steps, 1)) + 1) if steps % d == 0]
+    return min([*small, *(steps // d for d in small)], key=lambda d: abs(math.log(max(d, 1) / wanted)))
 
 
 # The least value of each number; an interval needs two tasks.
@@ -230,14 +253,15 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check_numbers(chosen: Settings) -> None:
+def check_numbers(chosen: Settings, *, names: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Refuse a number out of range; `names` are the options by settings where they differ."""
     for name, least in _LEAST.items():
         if getattr(chosen, name) < least:
-            raise UsageError(f"{option(name)} must be at least {least}, got {getattr(chosen, name)}.")
+            raise UsageError(f"{option(names.get(name, name))} must be at least {least}, got {getattr(chosen, name)}.")
     for name in _POSITIVE:
         value = getattr(chosen, name)
         if value is not None and not value > 0:
-            raise UsageError(f"{option(name)} must be above 0, got {value}.")
+            raise UsageError(f"{option(names.get(name, name))} must be above 0, got {value}.")
     if chosen.steps % chosen.validate_every:
         raise UsageError(
             f"--validate-every {chosen.validate_every} must divide --steps {chosen.steps}, so that the last step "

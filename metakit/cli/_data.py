@@ -10,6 +10,7 @@ from metakit import tasks
 
 from ._algorithms import form_of
 from ._config import Settings, UsageError
+from ._refusals import as_usage
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -28,19 +29,19 @@ class Data:
 
 def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool = False) -> Data:
     """The tasks of a run; `dealt_by` are the settings of the run that dealt a folder's classes, if another's."""
-    form = form_of(settings)
     if settings.data in _DRAWN:
         pools, about = {}, _DRAWN[settings.data]
     else:
-        pools = _folder(settings, dealt_by or settings) if settings.data == "folder" else _parts(settings, download)
+        with as_usage():
+            pools = _folder(settings, dealt_by or settings) if settings.data == "folder" else _parts(settings, download)
         about = _about(settings, pools)
-    return Data(
-        train=form.sampler(settings, pools.get("train"), training=True),
-        val=form.sampler(settings, pools.get("val"), training=False),
-        test=form.sampler(settings, pools.get("test"), training=False),
-        pools=pools,
-        about=about,
-    )
+
+    def sampler(part: Part) -> Callable[..., Any]:
+        training = part == "train"
+        with as_usage("" if training or dealt_by is not None else "test_"):
+            return form_of(settings).sampler(settings, pools.get(part), training=training)
+
+    return Data(train=sampler("train"), val=sampler("val"), test=sampler("test"), pools=pools, about=about)
 
 
 # Tasks that are drawn rather than found.
@@ -60,6 +61,16 @@ def _parts(settings: Settings, download: bool) -> dict[Part, tasks.ImagePool]:
 def _pool(settings: Settings, part: Part, download: bool) -> tasks.ImagePool:
     if settings.data == "glyphs":
         return tasks.glyphs(part)
+    try:
+        return _omniglot(settings, part, download)
+    except FileNotFoundError as error:
+        found, _, _ = str(error).partition(" Give the directory")
+        raise UsageError(
+            f"{found} Give --path the folder that holds both archives, or add --download to fetch them."
+        ) from error
+
+
+def _omniglot(settings: Settings, part: Part, download: bool) -> tasks.ImagePool:
     if settings.split == "lake":  # it has no validation part; its test alphabets must not choose the model
         return _lake(settings, part, download)
     split, size = settings.split or "vinyals", form_of(settings).omniglot_size

@@ -22,7 +22,7 @@ class Display:
         self.console = console
         self.steps = steps
         self.show = form.show
-        self.name = form.score
+        self.score, self.name = form.score, form.score.replace("_", " ")
         self.validation = "none yet"
         self.logged = 0
         self.bar = Bar(
@@ -65,7 +65,7 @@ class Display:
                     highlight=False,
                 )
         elif isinstance(event, Validated):
-            self.validation = self.show(event.result[self.name])
+            self.validation = self.show(event.result[self.score])
             self.bar.update(self.task, validation=self.validation)
         elif isinstance(event, Resumed):
             self.console.print(f"continuing from step {event.step}", highlight=False)

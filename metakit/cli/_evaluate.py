@@ -12,10 +12,11 @@ from rich.console import Console
 from metakit import train
 
 from ._algorithms import ALGORITHMS, build_learner
-from ._assess import assess
-from ._config import Evaluate, Settings, UsageError, option
+from ._assess import assess, try_out
+from ._config import Evaluate, Settings, UsageError, check_numbers, option
 from ._data import Data, load
 from ._presets import unused_options
+from ._refusals import as_usage
 from ._report import as_record, report, show_table
 from ._run_folder import open_run, write
 from ._train import initial_state
@@ -33,6 +34,8 @@ def run(options: Evaluate, console: Console) -> int:
         best = checkpoints.restore_best(template.learner)
         learner = checkpoints.restore(template).learner if best is None else best.learner
     learner = _as_chosen(trained, chosen, data, learner)
+    with as_usage():
+        try_out(chosen, data, learner)
     console.print(f"{ALGORITHMS[chosen.algorithm].about} on {data.about}", highlight=False)
 
     started = time.perf_counter()
@@ -53,7 +56,8 @@ def _as_chosen(trained: Settings, chosen: Settings, data: Data, learner: Any) ->
     if chosen.norm_policy == trained.norm_policy:
         return learner
     other = dataclasses.replace(trained, norm_policy=chosen.norm_policy)
-    built = build_learner(other, data.pools.get("train"), jax.random.key(trained.seed))
+    with as_usage():
+        built = build_learner(other, data.pools.get("train"), jax.random.key(trained.seed))
     return jax.tree.unflatten(jax.tree.structure(built), jax.tree.leaves(learner))
 
 
@@ -83,4 +87,8 @@ def _overridden(trained: Settings, options: Evaluate) -> Settings:
         )
     if "path" in changes:
         changes["path"] = str(changes["path"])
-    return dataclasses.replace(trained, **changes)
+    chosen = dataclasses.replace(trained, **changes)
+    check_numbers(chosen, names=_OPTIONS)
+    if options.seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {options.seed}.")
+    return chosen

@@ -221,11 +221,9 @@ def preset(algorithm: str, data: str) -> Preset:
     if data not in DATA:
         raise UsageError(f"--data {data!r} is not known. {nearest(data, DATA)}")
     if data not in known.data:
-        takes_examples = known.data[0] not in ENVIRONMENTS
-        why = (
-            "learns classes, not the real targets of" if data in REGRESSION and takes_examples else "cannot learn from"
-        )
-        raise UsageError(f"{algorithm} {why} --data {data}. Use --data {known.data[0]}.")
+        *others, last = known.data
+        takes = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(f"{algorithm} has no preset for --data {data}. It trains on {takes}.")
     if data in ENVIRONMENTS:
         return _IN_ENVIRONMENTS[data]
     if data == "gp":
@@ -236,7 +234,7 @@ def preset(algorithm: str, data: str) -> Preset:
 
 
 # Settings that not all data has.
-_OF_CLASSES = ("way", "test_way", "norm_policy")
+_OF_CLASSES = ("way", "test_way")
 _OF_EXAMPLES = ("shot", "test_shot", "queries", "test_queries")
 
 
@@ -245,7 +243,8 @@ def unused_options(algorithm: str, data: str) -> dict[str, str]:
     uses = entry(algorithm).uses
     unused = {name: f"{algorithm} {why}" for name, why in OPTIONAL.items() if name not in uses}
     if data not in IMAGES:
-        unused |= dict.fromkeys(_OF_CLASSES, f"--data {data} has no classes and its network no batch norm")
+        unused |= dict.fromkeys(_OF_CLASSES, f"--data {data} has no classes")
+        unused["norm_policy"] = f"the network for --data {data} has no batch norm"
     if data in ENVIRONMENTS:
         unused |= dict.fromkeys(_OF_EXAMPLES, f"--data {data} is learned from by acting, not from examples")
     if data not in ("omniglot", "folder"):

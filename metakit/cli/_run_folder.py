@@ -77,6 +77,8 @@ def create(options: Train, chosen: Settings) -> RunFolder:
 def open_run(path: pathlib.Path) -> tuple[RunFolder, Settings]:
     """An existing run and its settings."""
     folder = RunFolder(path)
+    if path.is_file():
+        raise UsageError(f"{path} is a file. Give the run folder that holds it, {path.parent}.")
     if not folder.config.exists():
         raise UsageError(f"{path} is no run folder: it holds no config.json. A run is made by 'metakit train'.")
     recorded = json.loads(folder.config.read_text())

@@ -14,12 +14,13 @@ from metakit.sharding import task_mesh
 
 from . import _pictures
 from ._algorithms import ALGORITHMS, as_tested, build_learner, form_of
-from ._assess import Assessment, assess, by_inner_steps
+from ._assess import Assessment, assess, by_inner_steps, try_out
 from ._config import Settings, Train, explicit, settings
 from ._data import Data, load
 from ._devices import offer
 from ._display import Display
 from ._presets import check_given, default_data, preset
+from ._refusals import as_usage
 from ._report import as_command, as_record, report, show_table
 from ._run_folder import RunFolder, create, resume, write
 
@@ -35,7 +36,8 @@ def run(options: Train, console: Console) -> int:
         check_given(explicit(options), chosen)
         # Before the folder is made: a wrong path or option leaves nothing behind.
         data = load(chosen, download=options.download)
-        as_tested(chosen, initial_state(chosen, data)[1].learner, data.pools.get("train"))
+        with as_usage("test_"):
+            try_out(chosen, data, initial_state(chosen, data)[1].learner)
         folder = create(options, chosen)
     else:
         folder, chosen = resume(options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -17,8 +18,10 @@ from PIL import Image
 import metakit as mk
 from metakit.cli import _data, _evaluate, _run_folder, _train, main
 from metakit.cli._algorithms import ALGORITHMS, OPTIONAL, as_tested, build_learner, form_of
+from metakit.cli._assess import try_out
 from metakit.cli._config import DATA, ENVIRONMENTS, Train, UsageError, explicit, settings
 from metakit.cli._presets import check_given, default_data, preset
+from metakit.cli._refusals import as_usage
 from metakit.cli._report import as_command
 
 LINEAR = ["train", "maml", "--data", "linear", "--smoke", "--no-compilation-cache"]
@@ -137,14 +140,68 @@ def test_learners_that_act_are_trained_by_their_own_rule(tmp_path, algorithm):
         (["train", "rl-squared", "--shot", "3"], "--shot would not be used: --data bandits is learned from by acting"),
         (["train", "rl-maml", "--rate", "3"], "--rate would not be used: rl-maml finds the length"),
         (["train", "rl-maml", "--way", "3"], "--way would not be used: --data navigation has no classes"),
-        (["train", "maml", "--data", "bandits"], "maml cannot learn from --data bandits"),
-        (["train", "rl-squared", "--data", "sinusoid"], "rl-squared cannot learn from --data sinusoid"),
+        (["train", "maml", "--data", "bandits"], "maml has no preset for --data bandits. It trains on"),
+        (
+            ["train", "rl-squared", "--data", "sinusoid"],
+            "rl-squared has no preset for --data sinusoid. It trains on bandits.",
+        ),
     ],
 )
 def test_options_that_an_environment_has_no_use_for_are_refused(words, message, capsys):
     """Catches an option that is taken and ignored."""
     assert main(words) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-tasks", "1"], "--num-tasks must be at least 2, got 1"),
+        (["--inner-steps", "-1"], "--inner-steps must be at least 0, got -1"),
+        (["--shot", "0"], "--shot must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+    ],
+)
+def test_an_evaluation_refuses_numbers_out_of_range(linear_run, words, message, capsys):
+    """Catches a number that is refused after the work, as an error rather than an option, or not at all."""
+    assert main(["evaluate", str(linear_run), *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_file_of_a_run_in_place_of_its_folder(linear_run, capsys):
+    """Catches "holds no config.json" said of config.json itself."""
+    assert main(["evaluate", str(linear_run / "config.json")]) == 2
+    assert "is a file. Give the run folder that holds it" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_version(capsys):
+    """Catches a command that cannot say which version it is."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == importlib.metadata.version("metakit")
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(15_000, 1500), (1000, 1000), (5, 5), (9000, 1500), (10_007, 10_007)])
+def test_a_preset_s_validations_follow_the_steps(steps, expected):
+    """Catches `--steps 5` refused for a period that the user never gave."""
+    chosen = settings(Train("maml", "linear", steps=steps), "linear", preset("maml", "linear"))
+    assert chosen.validate_every == expected
+
+
+def test_a_broken_archive_is_no_wrong_option(tmp_path, capsys):
+    """Catches status 2, which says that the options do not fit, for data that is damaged."""
+    for name in ("images_background.zip", "images_evaluation.zip"):
+        (tmp_path / name).write_bytes(b"no archive")
+    assert main(["train", "maml", "--data", "omniglot", "--path", str(tmp_path)]) == 1
+    assert "images_background.zip is not a complete zip" in capsys.readouterr().err
+
+
+def test_a_test_that_cannot_run_is_refused_before_the_training():
+    """Catches a mismatch of learner and test episodes that shows after an hour, at the first validation."""
+    chosen = settings(Train("snail", "glyphs", smoke=True), "glyphs", preset("snail", "glyphs"))
+    learner = build_learner(chosen, _data.load(chosen).pools["train"], jax.random.key(0))
+    longer = dataclasses.replace(chosen, test_shot=3)
+    with pytest.raises(UsageError, match=r"support must hold at most 5 examples.* got 15"), as_usage("test_"):
+        try_out(longer, _data.load(longer), learner)
 
 
 def test_an_evaluation_refuses_what_it_would_ignore(linear_run, capsys):
@@ -270,18 +327,55 @@ REFUSED = {
     ),
     "unused queries": (["train", "mann", "--queries", "3"], 2, "--queries would not be used: mann asks for every"),
     "unused schedule": (["train", "reptile", "--schedule", "cosine"], 2, "reptile has a schedule of its own"),
-    "curves for a sequence learner": (["train", "mann", "--data", "linear"], 2, "Use --data glyphs"),
+    "curves for a sequence learner": (
+        ["train", "mann", "--data", "linear"],
+        2,
+        "It trains on glyphs, omniglot or folder",
+    ),
     "unused path": (["train", "maml", "--path", "."], 2, "--path would not be used: --data glyphs is built in"),
     "unused split": (["train", "maml", "--split", "lake"], 2, "--split would not be used"),
     "devices": (["train", "maml", "--devices", "3"], 2, "--meta-batch 8 must be a multiple of --devices 3"),
-    "more test steps than rates": (["train", "mamlpp", "--test-inner-steps", "9"], 1, "9"),
+    "more test steps than rates": (
+        ["train", "mamlpp", "--test-inner-steps", "9"],
+        2,
+        "rates for 3 steps only",
+    ),
     "run and resume": (["train", "maml", "--run", "a", "--resume", "b"], 2, "--run a would not be used"),
-    "regression with prototypes": (["train", "prototypical", "--data", "linear"], 2, "learns classes"),
+    "regression with prototypes": (
+        ["train", "prototypical", "--data", "linear"],
+        2,
+        "prototypical has no preset for --data linear",
+    ),
     "folder without a path": (["train", "maml", "--data", "folder"], 2, "needs --path"),
-    "missing path": (["train", "maml", "--data", "omniglot", "--path", "/nowhere/at/all"], 1, "/nowhere"),
-    "way": (["train", "maml", "--smoke", "--way", "5000"], 1, "way must lie in"),
-    "shot and queries": (["train", "maml", "--smoke", "--shot", "30"], 1, "shot . queries must not exceed"),
+    "missing path": (
+        ["train", "maml", "--data", "omniglot", "--path", "/nowhere/at/all"],
+        2,
+        r"/nowhere/at/all, as .* Give --path the folder that holds both archives, or add --download",
+    ),
+    "missing folder": (
+        ["train", "maml", "--data", "folder", "--path", "/nowhere/at/all"],
+        2,
+        "--path must be a folder with one folder for each class, but /nowhere/at/all does not exist",
+    ),
+    "way": (["train", "maml", "--smoke", "--way", "5000"], 2, r"--way must lie in 1\.\.1036, .* got 5000\.$"),
+    "way of the test": (
+        ["train", "matching", "--smoke", "--test-way", "300"],
+        2,
+        r"--test-way must lie in 1\.\.91, the number of classes in the pool, got 300\.$",
+    ),
+    "shot and queries": (
+        ["train", "maml", "--smoke", "--shot", "30"],
+        2,
+        r"--shot \+ --queries must not exceed .* classes have too few\)\.$",
+    ),
+    "policy": (
+        ["train", "meta-lstm", "--smoke", "--norm-policy", "joint"],
+        2,
+        "--norm-policy joint is not known. Known: transductive, inductive",
+    ),
+    "capitals": (["train", "Maml"], 2, "Did you mean 'maml'?"),
     "validation period": (["train", "maml", "--steps", "10", "--validate-every", "3"], 2, "must divide --steps 10"),
+    "validations of a prime": (["train", "maml", "--steps", "-7"], 2, "--steps must be at least 1, got -7"),
     "no run": (["evaluate", "/nowhere/at/all"], 2, "no run folder"),
 }
 
@@ -293,7 +387,7 @@ def test_wrong_options_are_explained_without_a_traceback(case, tmp_path, monkeyp
     arguments, status, message = REFUSED[case]
     assert main(arguments) == status
     said = capsys.readouterr()
-    text = re.sub(r"\s+", " ", said.err + said.out)
+    text = re.sub(r"\s+", " ", said.err + said.out).strip()
     assert re.search(message, text), text
     assert "Traceback" not in text
     assert not list(tmp_path.iterdir())
@@ -307,7 +401,7 @@ def test_an_existing_run_is_never_written_over(linear_run, capsys):
 
 def test_resuming_with_other_settings_names_them(linear_run, capsys):
     """Catches a resumed run that silently continues with another rate."""
-    assert main(["train", "maml", "--resume", str(linear_run), "--rate", "0.5"]) == 1
+    assert main(["train", "maml", "--resume", str(linear_run), "--rate", "0.5"]) == 2
     assert "rate: was 0.001, now 0.5" in re.sub(r"\s+", " ", capsys.readouterr().err)
 
 
@@ -321,7 +415,7 @@ def test_resuming_with_another_task_names_it(linear_run, options, monkeypatch, c
         return folder, dataclasses.replace(recorded, smoke=False)
 
     monkeypatch.setattr(_run_folder, "open_run", not_smoke)
-    assert main(["train", "maml", "--resume", str(linear_run), *options]) == 1
+    assert main(["train", "maml", "--resume", str(linear_run), *options]) == 2
     assert f"{options[0][2:]}: was" in re.sub(r"\s+", " ", capsys.readouterr().err)
 
 

@@ -1,0 +1,46 @@
+"""What the library refuses of a run's options, said in the words of the command line."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from metakit.tasks import DecodeError
+
+from ._config import UsageError, option
+
+# Arguments of the library by the settings that they are; those of an episode differ between training and test.
+_OF_EPISODES = {"way": "way", "shot": "shot", "queries": "queries", "presentations": "shot"}
+_OF_LEARNERS = {"num_steps": "inner_steps", "norm_policy": "norm_policy", "path": "path"}
+_SETTINGS = _OF_EPISODES | _OF_LEARNERS
+# `norm_policy='joint'`, `way must lie`, `shot + queries`: where a sentence speaks of an argument by its name.
+_NAME = re.compile(rf"\b({'|'.join(_SETTINGS)})(='?([\w-]+)'?|(?= must | <= | [+*] ))")
+_CALL = re.compile(r"\w\(")
+
+
+@contextlib.contextmanager
+def as_usage(prefix: str = "") -> Iterator[None]:
+    """Turn what is refused inside into a `UsageError`; `prefix` is `"test_"` where episodes are those of the test."""
+    try:
+        yield
+    except (UsageError, DecodeError):  # a broken file is an error of its own
+        raise
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(in_options(str(error), prefix)) from error
+
+
+def in_options(message: str, prefix: str = "") -> str:
+    """A library's error with options for arguments, and without the sentences that say what to call.
+
+    >>> in_options("norm_policy='joint' is not known. Known: inductive.")
+    '--norm-policy joint is not known. Known: inductive.'
+    >>> in_options("way must lie in 1..91, got 300. Use a pool with more, as rotated(pool).", "test_")
+    '--test-way must lie in 1..91, got 300.'
+    """
+
+    def as_option(found: re.Match[str]) -> str:
+        name, _, value = found.groups()
+        words = option((prefix if name in _OF_EPISODES else "") + _SETTINGS[name])
+        return words if value is None else f"{words} {value}"
+
+    first, *others = re.split(r"(?<=\.) (?=[A-Z])", message)
+    return _NAME.sub(as_option, " ".join([first, *(s for s in others if not _CALL.search(s))]))
