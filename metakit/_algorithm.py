@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ._wording import describe
+from ._wording import describe, uncalled
 
 
 @runtime_checkable
@@ -52,11 +52,13 @@ class MetaLearner(NamedTuple):
 
 
 def require_sampler(sampler: Any) -> None:
-    """A `TypeError` for a sampler's class: called with a key it would make another sampler, not a task."""
-    if isinstance(sampler, type):
+    """A `TypeError` for a sampler's class: called with a key it would make another sampler, not a task.
+
+    A class of *tasks* is a sampler, if a key makes one.
+    """
+    if isinstance(sampler, type) and any("__call__" in vars(base) for base in sampler.__mro__):
         raise TypeError(
-            f"sampler must be a function sampler(key) -> task, got {describe(sampler)}. Call it first: "
-            f"{sampler.__name__}(...)."
+            f"sampler must be a function sampler(key) -> task, got {describe(sampler)}. {uncalled(sampler)}"
         )
 
 
@@ -64,6 +66,6 @@ def require_algorithm(algorithm: Any) -> None:
     """A `TypeError` for something that is no algorithm; usually it is a learner."""
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
-            f"algorithm must hold adapt, predict and meta_loss, got {type(algorithm).__name__}. Pass a module such as "
+            f"algorithm must hold adapt, predict and meta_loss, got {describe(algorithm)}. Pass a module such as "
             "mk.maml, or mk.MetaLearner(adapt, predict, meta_loss), not a learner."
         )

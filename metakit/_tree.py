@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 from ._types import Flag, Scalar
@@ -29,6 +30,12 @@ def tree_bytes(tree: Any) -> int:
     return sum(
         leaf.size * leaf.dtype.itemsize for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
     )
+
+
+def any_deleted(tree: Any) -> bool:
+    """Whether the memory of an array was given away, as `run_steps` does with the state that it is given."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)]
+    return any(leaf.is_deleted() for leaf in arrays)
 
 
 def is_key(leaf: Any) -> bool:

@@ -29,6 +29,9 @@ def typed(function: Callable[_P, _T]) -> Callable[_P, _T]:
         try:
             return checked()(*args, **kwargs)
         except TypeCheckError as error:
-            raise in_words(error, function, args, kwargs) from None
+            shorter = in_words(error, function, args, kwargs)
+            if shorter is None:
+                raise
+            raise shorter from None
 
     return with_checks

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import AbstractArray, TypeCheckError
+from jaxtyping import AbstractArray, Key, TypeCheckError
+
+from ._errors import nearest
 
 _PARAMETER = re.compile(r"typechecking parameter '(\w+)'")
 _AXIS = re.compile(r"^(\w+)=(.+)$", re.MULTILINE)
@@ -23,38 +25,42 @@ _AXES_FOLLOW = "current values for each jaxtyping axis annotation"
 
 def in_words(
     error: TypeCheckError, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> TypeCheckError:
-    """The error of a call to `function`, shorter; errors of calls further down, and of results, stay as they are."""
+) -> TypeCheckError | None:
+    """The error of a call to `function`, shorter; `None` for errors of calls further down, and of results."""
     name = f"{function.__module__}.{function.__qualname__}"
     message = str(error)
     found = _PARAMETER.search(message)
     if found is None or not message.startswith(f"Type-check error whilst checking the parameters of {name}."):
-        return error
+        return None
     parameter = found.group(1)
     value = inspect.signature(function).bind(*args, **kwargs).arguments[parameter]
     annotation = inspect.get_annotations(function)[parameter]
     advice = _advice(parameter, value, annotation)
+    expected, given = _expected(annotation) + _axes(annotation, message), describe(value)
+    for option in _options(annotation):
+        if isinstance(option, type) and option.__name__ == type(value).__name__:  # such as another learner's Adapted
+            expected, given = public_name(option), public_name(type(value))
     return TypeCheckError(
-        f"{public_name(function)}: {parameter} must be {_expected(annotation)}{_axes(annotation, message)}, got "
-        f"{describe(value)}." + (f" {advice}" if advice else "")
+        f"{public_name(function)}: {parameter} must be {expected}, got {given}." + (f" {advice}" if advice else "")
     )
 
 
 def public_name(function: Callable[..., Any]) -> str:
-    """The name by which a user calls it.
+    """The name by which a user calls a function, a method or a class.
 
     >>> from metakit import losses
     >>> public_name(losses.cross_entropy)
     'mk.losses.cross_entropy'
     """
     own = inspect.unwrap(function)
-    outer = own.__qualname__.removesuffix(".__call__").split(".")[0]  # the function, or its class
+    inside = own.__qualname__.removesuffix(".__call__").removesuffix(".__init__")
+    outer = inside.split(".")[0]  # the function, or its class
     for name, module in sorted(sys.modules.items(), key=lambda item: (item[0].count("."), item[0])):
         public = name.split(".")[0] == "metakit" and not any(part.startswith("_") for part in name.split("."))
         found = getattr(module, outer, None) if public else None
         if found is not None and getattr(inspect.unwrap(found), "__module__", None) == own.__module__:
             parts = [part for part in name.split(".")[1:] if part != "learners"]
-            return ".".join(["mk", *parts, own.__qualname__.removesuffix(".__call__")])
+            return ".".join(["mk", *parts, inside])
     return f"{own.__module__}.{own.__qualname__}"
 
 
@@ -70,13 +76,21 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float | complex | str):
         words = repr(value)
         return words if len(words) <= 60 else f"{words[:57]}..."
+    if isinstance(value, np.generic):
+        return f"{value!r} of numpy"
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, types.ModuleType):
         return f"the module {value.__name__}"
     if inspect.isroutine(value):
         return f"the function {value.__name__}"
-    return f"{'an' if type(value).__name__[:1] in 'AEIO' else 'a'} {type(value).__name__}"
+    kind = type(value).__name__
+    return f"{'an' if kind[:1] in 'AEIOaeio' else 'a'} {kind}"
+
+
+def uncalled(value: type) -> str:
+    """What to try where a class was given and something of that class is wanted."""
+    return f"Call it first: {value.__name__}(...)."
 
 
 def _axes(annotation: Any, message: str) -> str:
@@ -92,6 +106,10 @@ def _is_array(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, AbstractArray)
 
 
+def _is_key(annotation: Any) -> bool:
+    return _is_array(annotation) and annotation.dtype is Key
+
+
 def _options(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, or the annotation alone."""
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
@@ -103,9 +121,12 @@ def _expected(annotation: Any) -> str:
 
 
 def _one_expected(annotation: Any) -> str:
+    if _is_key(annotation):
+        return "a random key"
     if _is_array(annotation):
-        kind = annotation.dtype.__name__
-        return "a random key" if kind == "Key" else f'{kind}[Array, "{annotation.dim_str.strip()}"]'
+        return f'{annotation.dtype.__name__}[Array, "{annotation.dim_str.strip()}"]'
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(annotation)))
     if annotation is type(None):
         return "None"
     if typing.get_origin(annotation) is Callable:
@@ -115,28 +136,38 @@ def _one_expected(annotation: Any) -> str:
     return re.sub(r"\b(?:[a-z_]\w*\.)+", "", str(annotation))
 
 
+def _class_names(annotation: Any) -> set[str]:
+    return {option.__name__ for option in _options(annotation) if isinstance(option, type)}
+
+
 def _advice(parameter: str, value: Any, annotation: Any) -> str | None:
     """What to try, for the mistakes that are often made."""
-    given = type(value).__name__
-    wanted = {option.__name__ for option in _options(annotation) if isinstance(option, type)}
-    if "random key" in _expected(annotation):
+    given, wanted = type(value).__name__, _class_names(annotation)
+    if any(map(_is_key, _options(annotation))):
         return _advice_on_keys(value)
     if isinstance(value, type):
-        return f"Did you mean {value.__name__}(...), one of that class?"
+        return uncalled(value)
+    if isinstance(value, np.ndarray):
+        fits = _is_array(annotation) and isinstance(jnp.asarray(value), annotation)
+        return f"Convert it with jnp.asarray({parameter})." if fits else None
+    if isinstance(value, np.integer) and "int" in wanted:
+        return f"Convert it with int({parameter})."
+    if isinstance(value, str) and typing.get_origin(annotation) is typing.Literal:
+        return nearest(value, typing.get_args(annotation))
     if "Examples" in wanted and given == "Episode":
         return "An episode holds both sets: give episode.support to adapt."
     if "Episode" in wanted and given in ("Examples", "MaskedExamples"):
         return "Give the whole episode, support and query."
+    if "Adapted" in wanted and given == "Adapted":
+        return "Take adapt and predict of one namespace."
     if "Adapted" in wanted:
         return "Give what adapt(learner, support) returned."
-    if given == "Adapted":
+    if parameter == "learner" and given == "Adapted":
         return "Give the learner itself, not what adapt returned."
     if "TrainState" in wanted:
         return "Give what mk.train.init(learner, optimiser, key=key) or the step before returned."
     if "GradientTransformation" in wanted:
         return "Give an optax optimiser, such as optax.adam(1e-3)."
-    if isinstance(value, np.ndarray) and _is_array(annotation):
-        return f"Convert it with jnp.asarray({parameter})."
     return None
 
 

@@ -1,6 +1,7 @@
 """Type-check errors: one sentence that names the argument, what was given, what was expected, what to try."""
 
 import importlib
+import inspect
 import pathlib
 import pkgutil
 
@@ -19,6 +20,7 @@ LEARNER = mk.maml.MAML(MODEL, inner=mk.inner.SGD(0.01), num_steps=1, loss=mk.los
 TASKS = mk.tasks.Sinusoid()
 EPISODE = TASKS(jax.random.key(1))
 ADAPTED = mk.maml.adapt(LEARNER, EPISODE.support)
+POOL = mk.tasks.ImagePool(np.zeros((5, 4, 1, 4, 4), "uint8"))
 SGD = optax.sgd(0.1)
 COUNTS = {"num_steps": 1, "meta_batch": 1}
 
@@ -35,6 +37,15 @@ MISTAKES = {
     "a learner to predict": (
         lambda: mk.maml.predict(LEARNER, EPISODE.query.x),
         "mk.maml.predict: adapted must be Adapted, got a MAML. Give what adapt(learner, support) returned.",
+    ),
+    "another learner's adapted": (
+        lambda: mk.matching.predict(ADAPTED, EPISODE.query.x),
+        "mk.matching.predict: adapted must be mk.matching.Adapted, got mk.maml.Adapted. Take adapt and predict of one "
+        "namespace.",
+    ),
+    "an adapted learner to a loss": (
+        lambda: mk.losses.squared_error(ADAPTED, EPISODE.query.y, reduction="mean"),
+        'mk.losses.squared_error: outputs must be Float[Array, "n *out"], got an Adapted.',
     ),
     "an adapted learner to meta_loss": (
         lambda: mk.maml.meta_loss(ADAPTED, EPISODE),
@@ -76,6 +87,23 @@ MISTAKES = {
         lambda: mk.nn.Linear(1, 1, key=jax.random.key(0))("x"),
         "mk.nn.Linear: x must be Float[Array, \"n *in\"], got 'x'.",
     ),
+    "numpy of another type": (
+        lambda: mk.losses.cross_entropy(jnp.zeros((2, 3)), np.zeros(2), reduction="sum"),
+        'mk.losses.cross_entropy: targets must be Int[Array, "n"] with n=2, got numpy float64[2].',
+    ),
+    "a constructor": (
+        lambda: mk.tasks.Episodes("images", 5, 1, 1),
+        "mk.tasks.Episodes: pool must be ImagePool, got 'images'.",
+    ),
+    "an option": (
+        lambda: mk.tasks.Episodes(POOL, 5, 1, 1, rotate="per-class"),
+        "mk.tasks.Episodes: rotate must be 'none' or 'per_class', got 'per-class'. Did you mean 'per_class'? Known: "
+        "none, per_class.",
+    ),
+    "a whole number of numpy's": (
+        lambda: mk.maml.with_num_steps(LEARNER, np.int64(2)),
+        "mk.maml.with_num_steps: num_steps must be int, got np.int64(2) of numpy. Convert it with int(num_steps).",
+    ),
     "a fraction of a step": (
         lambda: mk.maml.with_num_steps(LEARNER, 2.5),
         "mk.maml.with_num_steps: num_steps must be int, got 2.5.",
@@ -112,33 +140,53 @@ def test_the_innermost_call_speaks():
         (mk.tasks.Sinusoid, "the class Sinusoid"),
         (len, "the function len"),
         (TASKS, "a Sinusoid"),
+        (np.float32(1), "np.float32(1.0) of numpy"),
         (EPISODE, "an Episode"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_values_in_a_few_words(value, words):
     """Catches a value that is printed whole."""
     assert describe(value) == words
 
 
-def _checked_functions():
+def test_an_error_that_is_not_ours_keeps_its_cause():
+    """Catches the cause of a user's own error, or of a wrong result, lost on the way through a checked function."""
+    cause = KeyError("the user's")
+
+    def sampler(key):
+        raise TypeCheckError("the user's own") from cause
+
+    state = mk.train.init(LEARNER, SGD, key=jax.random.key(0))
+    with pytest.raises(TypeCheckError, match=r"^the user's own") as caught:
+        mk.train.run_steps(mk.maml, SGD, state, sampler, **COUNTS)
+    assert caught.value.__cause__ is cause
+
+
+def _checked():
+    """Every public function, method and constructor whose types are checked."""
     root = pathlib.Path(mk.__file__).parent
     for module in pkgutil.walk_packages([str(root)], "metakit."):
         if "cli" in module.name or module.name.endswith("__main__"):
             continue
-        for name, function in vars(importlib.import_module(module.name)).items():
-            checked = getattr(getattr(function, "__wrapped__", None), "__module__", None) == module.name
-            if checked and not name.startswith("_") and callable(function):
-                yield function
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if name.startswith("_") or getattr(value, "__module__", None) != module.name:
+                continue
+            inside = vars(value).items() if isinstance(value, type) else [("", value)]
+            for method, function in inside:
+                is_public = not method.startswith("_") or method in ("__init__", "__call__")
+                if is_public and inspect.isfunction(function) and hasattr(function, "__wrapped__"):
+                    yield value if method in ("", "__init__", "__call__") else function, function
 
 
 def test_names_in_errors_can_be_called():
     """Catches an error that speaks of `mk.maml._functions.adapt`, or of a name that is nowhere."""
-    wrong = []
-    for function in _checked_functions():
+    wrong, checked = [], list(_checked())
+    for called, function in checked:
         found = mk
         for part in public_name(function).split(".")[1:]:
             found = getattr(found, part, None)
-        if found is not function:
+        if found is not called:
             wrong.append(f"{function.__module__}: {public_name(function)}")
     assert wrong == []
+    assert len(checked) > 100

@@ -39,11 +39,14 @@ class Assessment:
 
 
 def try_out(settings: Settings, data: Data, learner: Any) -> None:
-    """Trace the test of two tasks: what does not fit together is refused before any work, in a second or two."""
+    """Trace the learner's test on two tasks: what does not fit together is refused without computing anything."""
     form, algorithm = form_of(settings), ALGORITHMS[settings.algorithm].algorithm
-    module = as_tested(settings, learner, data.pools.get("train"))
-    test = eqx.Partial(form.scores, algorithm, module, data.test, num_tasks=2)
-    eqx.filter_eval_shape(test, jax.random.key(0))
+
+    def test(learner: Any, key: jax.Array) -> Any:
+        module = as_tested(settings, learner, data.pools.get("train"))
+        return form.scores(algorithm, module, data.test, key, num_tasks=2)
+
+    eqx.filter_eval_shape(test, learner, jax.random.key(0))
 
 
 def assess(settings: Settings, data: Data, learner: Any, key: jax.Array) -> Assessment:

@@ -5,7 +5,7 @@ import math
 import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -18,6 +18,7 @@ REGRESSION = (*LINES, "gp")
 ENVIRONMENTS = ("bandits", "navigation")
 DATA = (*IMAGES, *REGRESSION, *ENVIRONMENTS)
 Split = Literal["vinyals", "lake", "seeded"]
+Schedule = Literal["constant", "cosine", "halving", "cooldown"]
 NormPolicy = Literal["transductive", "joint", "inductive", "one_by_one"]
 
 
@@ -28,6 +29,10 @@ class UsageError(ValueError):
 def _left_out(metavar: str) -> object:
     """An option that a preset, or the run, has a value for."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+def _one_of(choices: Any) -> object:
+    return _left_out("|".join(get_args(choices)))
 
 
 Whole = Annotated[int | None, _left_out("INT")]
@@ -49,7 +54,7 @@ class Train:
     """Folder of Omniglot's two archives, or of your own images (one sub-folder a class)."""
     download: bool = False
     """Fetch Omniglot's archives into --path (or the cache) if they are not there."""
-    split: Annotated[Split | None, _left_out("vinyals|lake|seeded")] = None
+    split: Annotated[Split | None, _one_of(Split)] = None
     """Omniglot's split: vinyals, lake or seeded."""
     way: Whole = None
     """Classes in a training episode."""
@@ -69,9 +74,7 @@ class Train:
     """Tasks in one outer step."""
     rate: Number = None
     """Outer rate (of Adam; Reptile's is the part of the way to the tasks' solutions that a step goes)."""
-    schedule: Annotated[
-        Literal["constant", "cosine", "halving", "cooldown"] | None, _left_out("constant|cosine|halving|cooldown")
-    ] = None
+    schedule: Annotated[Schedule | None, _one_of(Schedule)] = None
     """How the outer rate falls."""
     clip_norm: Number = None
     """Largest Euclidean norm of a meta-gradient."""
@@ -83,12 +86,12 @@ class Train:
     """Inner steps in evaluation."""
     inner_batch: Whole = None
     """Support examples in an inner step (Reptile)."""
-    norm_policy: Annotated[NormPolicy | None, _left_out("transductive|joint|inductive|one_by_one")] = None
+    norm_policy: Annotated[NormPolicy | None, _one_of(NormPolicy)] = None
     """Whose statistics batch norm uses for the query set; metakit list and the docs say who has which."""
     scale: Number = None
     """Factor of the similarities before the softmax (metric learners)."""
     validate_every: Whole = None
-    """Outer steps between validations; it divides --steps."""
+    """Outer steps between validations, a divisor of --steps; by default near the preset's."""
     validation_tasks: Whole = None
     """Tasks in a validation."""
     test_tasks: Whole = None
@@ -124,7 +127,7 @@ class Evaluate:
     """Query examples of each class (for regression: in all)."""
     inner_steps: Whole = None
     """Inner steps (learners with an inner loop)."""
-    norm_policy: Annotated[NormPolicy | None, _left_out("transductive|joint|inductive|one_by_one")] = None
+    norm_policy: Annotated[NormPolicy | None, _one_of(NormPolicy)] = None
     """Whose statistics batch norm uses for the query set, if others than in training."""
     num_tasks: Whole = None
     """How many tasks."""
@@ -211,19 +214,24 @@ def settings(options: Train, data: str, preset: dict[str, object]) -> Settings:
     if options.smoke:
         values |= {"steps": 4, "validate_every": 2, "validation_tasks": 8, "test_tasks": 20, "meta_batch": 2}
         values |= explicit(options)
+    check_numbers(values)
     if options.validate_every is None:
         values["validate_every"] = _divisor_near(int(values["validate_every"]), int(values["steps"]))  # type: ignore[call-overload]
     if values["devices"] == EVERY_CORE:
         values["devices"] = every_core(int(values["meta_batch"]))  # type: ignore[call-overload]
     chosen = Settings(algorithm=options.algorithm, data=data, smoke=options.smoke, **values)  # type: ignore[arg-type]
-    check_numbers(chosen)
+    _check_divisions(chosen)
     return chosen
 
 
 def _divisor_near(wanted: int, steps: int) -> int:
-    """What divides the steps and is nearest to a preset's period, as a ratio: other steps do not ask for another."""
-    small = [d for d in range(1, math.isqrt(max(steps, 1)) + 1) if steps % d == 0]
-    return min([*small, *(steps // d for d in small)], key=lambda d: abs(math.log(max(d, 1) / wanted)))
+    """A preset's period for other steps than the preset's: the nearest that divides them, within a factor of three.
+
+    Where there is none, the preset's own, which is then refused."""
+    if steps <= wanted:
+        return steps
+    near = [period for period in range(-(-wanted // 3), 3 * wanted + 1) if steps % period == 0]
+    return min(near, key=lambda period: abs(math.log(period / wanted)), default=wanted)
 
 
 # The least value of each number; an interval needs two tasks.
@@ -253,19 +261,24 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_numbers(chosen: Settings, *, names: Mapping[str, str] = MappingProxyType({})) -> None:
+def check_numbers(values: Mapping[str, Any], *, names: Mapping[str, str] = MappingProxyType({})) -> None:
     """Refuse a number out of range; `names` are the options by settings where they differ."""
     for name, least in _LEAST.items():
-        if getattr(chosen, name) < least:
-            raise UsageError(f"{option(names.get(name, name))} must be at least {least}, got {getattr(chosen, name)}.")
+        value = values[name]
+        if value != EVERY_CORE and value < least:
+            raise UsageError(f"{option(names.get(name, name))} must be at least {least}, got {value}.")
     for name in _POSITIVE:
-        value = getattr(chosen, name)
+        value = values[name]
         if value is not None and not value > 0:
             raise UsageError(f"{option(names.get(name, name))} must be above 0, got {value}.")
-    if chosen.steps % chosen.validate_every:
+
+
+def _check_divisions(chosen: Settings) -> None:
+    steps, period = chosen.steps, chosen.validate_every
+    if steps % period:
         raise UsageError(
-            f"--validate-every {chosen.validate_every} must divide --steps {chosen.steps}, so that the last step "
-            "is validated too."
+            f"--validate-every {period} must divide --steps {steps}, so that the last step is validated too; --steps "
+            f"{period * max(round(steps / period), 1)} would do."
         )
     if chosen.meta_batch % chosen.devices:
         raise UsageError(f"--meta-batch {chosen.meta_batch} must be a multiple of --devices {chosen.devices}.")

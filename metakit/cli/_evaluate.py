@@ -88,7 +88,7 @@ def _overridden(trained: Settings, options: Evaluate) -> Settings:
     if "path" in changes:
         changes["path"] = str(changes["path"])
     chosen = dataclasses.replace(trained, **changes)
-    check_numbers(chosen, names=_OPTIONS)
+    check_numbers(dataclasses.asdict(chosen), names=_OPTIONS)
     if options.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {options.seed}.")
     return chosen

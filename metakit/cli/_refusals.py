@@ -8,18 +8,17 @@ from metakit.tasks import DecodeError
 
 from ._config import UsageError, option
 
-# Arguments of the library by the settings that they are; those of an episode differ between training and test.
-_OF_EPISODES = {"way": "way", "shot": "shot", "queries": "queries", "presentations": "shot"}
-_OF_LEARNERS = {"num_steps": "inner_steps", "norm_policy": "norm_policy", "path": "path"}
-_SETTINGS = _OF_EPISODES | _OF_LEARNERS
+# Arguments of the library by the settings that they are; some differ between training and test.
+_OF_EITHER = {"way": "way", "shot": "shot", "queries": "queries", "presentations": "shot", "num_steps": "inner_steps"}
+_SETTINGS = _OF_EITHER | {"norm_policy": "norm_policy", "path": "path"}
 # `norm_policy='joint'`, `way must lie`, `shot + queries`: where a sentence speaks of an argument by its name.
-_NAME = re.compile(rf"\b({'|'.join(_SETTINGS)})(='?([\w-]+)'?|(?= must | <= | [+*] ))")
+_NAME = re.compile(rf"(?<![\w/,-])({'|'.join(_SETTINGS)})(='?([\w-]+)'?|(?= must | <= | [+*] ))")
 _CALL = re.compile(r"\w\(")
 
 
 @contextlib.contextmanager
 def as_usage(prefix: str = "") -> Iterator[None]:
-    """Turn what is refused inside into a `UsageError`; `prefix` is `"test_"` where episodes are those of the test."""
+    """Turn what is refused inside into a `UsageError`; `prefix` is `"test_"` where it is about the test."""
     try:
         yield
     except (UsageError, DecodeError):  # a broken file is an error of its own
@@ -35,11 +34,13 @@ def in_options(message: str, prefix: str = "") -> str:
     '--norm-policy joint is not known. Known: inductive.'
     >>> in_options("way must lie in 1..91, got 300. Use a pool with more, as rotated(pool).", "test_")
     '--test-way must lie in 1..91, got 300.'
+    >>> in_options("path must be a folder, but /runs/way=5 is none.")
+    '--path must be a folder, but /runs/way=5 is none.'
     """
 
     def as_option(found: re.Match[str]) -> str:
         name, _, value = found.groups()
-        words = option((prefix if name in _OF_EPISODES else "") + _SETTINGS[name])
+        words = option((prefix if name in _OF_EITHER else "") + _SETTINGS[name])
         return words if value is None else f"{words} {value}"
 
     first, *others = re.split(r"(?<=\.) (?=[A-Z])", message)

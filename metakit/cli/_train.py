@@ -36,8 +36,10 @@ def run(options: Train, console: Console) -> int:
         check_given(explicit(options), chosen)
         # Before the folder is made: a wrong path or option leaves nothing behind.
         data = load(chosen, download=options.download)
+        with as_usage():
+            learner = initial_state(chosen, data)[1].learner
         with as_usage("test_"):
-            try_out(chosen, data, initial_state(chosen, data)[1].learner)
+            try_out(chosen, data, learner)
         folder = create(options, chosen)
     else:
         folder, chosen = resume(options)

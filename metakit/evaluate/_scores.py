@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from metakit import random
 from metakit._algorithm import require_algorithm, require_sampler
 from metakit._compile import compiled, runs_alone
+from metakit._tree import any_deleted
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 from metakit._wording import describe
@@ -86,8 +87,8 @@ def scores_of(
     **Returns:** the outputs of `function`, each array with a leading axis `[num_tasks]`. Nothing is dropped:
     a task that diverged is there as NaN, and `student_t` counts it.
 
-    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1; `TypeError` for a sampler's class in place of a
-    sampler.
+    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1, or for the learner of a state that training was
+    given; `TypeError` for a sampler's class in place of a sampler.
 
     >>> import jax, metakit as mk
     >>> draws = scores_of(lambda task, key: task ** 2, jax.random.normal, jax.random.key(0), num_tasks=4)
@@ -97,6 +98,11 @@ def scores_of(
     if num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}; 600 to 10,000 test tasks are usual.")
     require_sampler(sampler)
+    if any_deleted(function):
+        raise ValueError(
+            "the learner was given away: mk.train.run_steps and fit take the memory of the state that they are given. "
+            "Use the learner of the state that they return."
+        )
     if mesh is not None and not _traced(key):
         function, sampler = replicate(function, mesh), replicate(sampler, mesh)
         key = replicate(key, mesh)

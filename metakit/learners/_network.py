@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from metakit import losses, nn
 from metakit._episode import Examples
-from metakit._wording import describe
+from metakit._wording import describe, uncalled
 
 from ._labels import require_unmasked
 
@@ -24,9 +24,11 @@ def check_model(model: Any) -> None:
             "adapt cannot thread through and stay a pure function. Use mk.nn.BatchStatNorm, which normalises by the "
             "batch at hand, or mk.nn.GroupNorm, which needs no batch."
         )
+    if isinstance(model, type):
+        raise TypeError(f"model must be a network, got {describe(model)}. {uncalled(model)}")
     if not callable(model):
         raise TypeError(
-            f"model must be callable, model(x: [n, *in]) -> [n, *out], got {type(model).__name__}. If it came from "
+            f"model must be callable, model(x: [n, *in]) -> [n, *out], got {describe(model)}. If it came from "
             "eqx.nn.make_with_state, use a model without state (mk.nn.BatchStatNorm in place of eqx.nn.BatchNorm)."
         )
 
@@ -34,7 +36,10 @@ def check_model(model: Any) -> None:
 def check_instance(name: str, value: Any, kind: type, example: str) -> None:
     """Refuse a solver or adjoint that is not one."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be an mk.inner.{kind.__name__}, such as {example}; got {type(value).__name__}.")
+        advice = f" {uncalled(value)}" if isinstance(value, type) else ""
+        raise TypeError(
+            f"{name} must be an mk.inner.{kind.__name__}, such as {example}; got {describe(value)}.{advice}"
+        )
 
 
 def check_loss(loss: Any) -> None:

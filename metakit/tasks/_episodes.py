@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
-from metakit._wording import describe
+from metakit._wording import describe, uncalled
 
 from ._pool import ImagePool, check_square
 
@@ -184,7 +184,7 @@ def draw(
 def require_augmentation(name: str, augment: Any) -> None:
     """A `TypeError` for a class of augmentations where one is wanted."""
     if isinstance(augment, type):
-        raise TypeError(f"{name} must be a function, got {describe(augment)}. Call it first: {augment.__name__}().")
+        raise TypeError(f"{name} must be a function, got {describe(augment)}. {uncalled(augment)}")
 
 
 def class_pixels(

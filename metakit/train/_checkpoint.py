@@ -17,7 +17,7 @@ from metakit._typecheck import typed
 
 from ._errors import CheckpointError
 from ._record import open_record, room_needed
-from ._state import TrainState
+from ._state import TrainState, require_unused
 
 
 @functools.cache
@@ -102,8 +102,10 @@ class Checkpoints:
 
         Saving the step that was saved last again is allowed and does nothing.
 
-        **Raises:** `DiskFullError` when there is no room; the checkpoints before it are intact.
+        **Raises:** `DiskFullError` when there is no room; the checkpoints before it are intact. `ValueError` for a
+        state that was used before.
         """
+        require_unused(state)
         step = int(state.step)
         if step == self.latest_step:
             return

@@ -14,7 +14,7 @@ from metakit._compile import compiled
 from metakit._typecheck import typed
 
 from ._acting import begin, mean_over_tasks
-from ._state import TrainState
+from ._state import TrainState, require_unused
 from ._step import StepDiagnostics, choose, take_step
 
 
@@ -83,6 +83,7 @@ class Epochs(eqx.Module):
         chunk: Any = "auto",
         anneal: Callable[[Any, Any], Any] | None = None,
     ) -> tuple[TrainState, StepDiagnostics]:
+        require_unused(state)
         return _jit_epochs(self, algorithm, optimiser, state, tasks, mesh, chunk, anneal)
 
 

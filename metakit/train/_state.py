@@ -8,12 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from metakit._hyperparameter import trainable as _trainable
+from metakit._tree import any_deleted
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
+from metakit._wording import describe
 
 
 class TrainState(eqx.Module):
@@ -115,7 +116,7 @@ def init(
     for (path, leaf), moved in zip(jax.tree.leaves_with_path(learner), moves, strict=True):
         if moved and not eqx.is_inexact_array(leaf):
             raise ValueError(
-                f"trainable(learner) marks learner{jax.tree_util.keystr(path)}, which is {_describe(leaf)} "
+                f"trainable(learner) marks learner{jax.tree_util.keystr(path)}, which is {describe(leaf)} "
                 "and has no gradient; only floating-point arrays can be trained."
             )
     if not any(moves):
@@ -131,10 +132,7 @@ def init(
 
 def require_unused(state: TrainState) -> None:
     """A `ValueError` for a state whose memory a call of `run_steps` took."""
-    if any(
-        isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted()
-        for leaf in jax.tree.leaves(state)
-    ):
+    if any_deleted(state):
         raise ValueError(
             "state was used before: run_steps and fit take the memory of the state that they are given. Go on with the "
             "one that they return, as in state, diagnostics = mk.train.run_steps(algorithm, optimiser, state, ...)."
@@ -161,9 +159,9 @@ def with_learner(state: TrainState, learner: Any) -> TrainState:
     [0.0, 0.0]
     """
     require_unused(state)
-    before, after = ([_describe(leaf) for leaf in jax.tree.leaves(tree)] for tree in (state.learner, learner))
+    before, after = (", ".join(map(describe, jax.tree.leaves(tree))) for tree in (state.learner, learner))
     if before != after:
-        raise ValueError(f"the learner must have the state's leaves, {before}, got {after}. Start anew with init.")
+        raise ValueError(f"the learner must have the state's leaves, {before}; got {after}. Start anew with init.")
     new = TrainState(learner, None, state.step, state.key, state.moves)
     old_structure, structure = (jax.tree.structure(eqx.filter(s.learner, s.mask)) for s in (state, new))
 
@@ -175,7 +173,3 @@ def with_learner(state: TrainState, learner: Any) -> TrainState:
 
     opt_state = jax.tree.map(restructure, state.opt_state, is_leaf=is_like_the_learner)
     return own(TrainState(learner, opt_state, state.step, state.key, state.moves))
-
-
-def _describe(leaf: Any) -> str:
-    return f"an array of {leaf.dtype}{list(leaf.shape)}" if eqx.is_array(leaf) else f"a {type(leaf).__name__}"

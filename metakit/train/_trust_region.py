@@ -17,7 +17,7 @@ from metakit._typecheck import typed
 from metakit.sharding import meta_gradient
 
 from ._acting import begin, mean_over_tasks
-from ._state import TrainState
+from ._state import TrainState, require_unused
 from ._step import StepDiagnostics, choose
 
 
@@ -125,6 +125,7 @@ class TrustRegion(eqx.Module):
         chunk: Any = "auto",
         anneal: Callable[[Any, Any], Any] | None = None,
     ) -> tuple[TrainState, StepDiagnostics]:
+        require_unused(state)
         del optimiser
         return _jit_trust_region(self, algorithm, state, tasks, mesh, chunk, anneal)
 

@@ -180,7 +180,7 @@ def test_the_version(capsys):
     assert capsys.readouterr().out.strip() == importlib.metadata.version("metakit")
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(15_000, 1500), (1000, 1000), (5, 5), (9000, 1500), (10_007, 10_007)])
+@pytest.mark.parametrize(("steps", "expected"), [(15_000, 1500), (1000, 1000), (5, 5), (9000, 1500), (20_000, 1250)])
 def test_a_preset_s_validations_follow_the_steps(steps, expected):
     """Catches `--steps 5` refused for a period that the user never gave."""
     chosen = settings(Train("maml", "linear", steps=steps), "linear", preset("maml", "linear"))
@@ -202,6 +202,22 @@ def test_a_test_that_cannot_run_is_refused_before_the_training():
     longer = dataclasses.replace(chosen, test_shot=3)
     with pytest.raises(UsageError, match=r"support must hold at most 5 examples.* got 15"), as_usage("test_"):
         try_out(longer, _data.load(longer), learner)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_test_is_tried_out_before_the_work(command, linear_run, tmp_path, monkeypatch, capsys):
+    """Catches a command that tries nothing out, or leaves a folder or a result of what it refused."""
+
+    def refuse(*_):
+        raise ValueError("shot must be another.")
+
+    monkeypatch.setattr({"train": _train, "evaluate": _evaluate}[command], "try_out", refuse)
+    before = sorted(linear_run.iterdir())
+    words = {"train": [*LINEAR, "--run", str(tmp_path / "run")], "evaluate": ["evaluate", str(linear_run)]}[command]
+    assert main(words) == 2
+    assert {"train": "--test-shot must be", "evaluate": "--shot must be"}[command] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert sorted(linear_run.iterdir()) == before
 
 
 def test_an_evaluation_refuses_what_it_would_ignore(linear_run, capsys):
@@ -338,7 +354,7 @@ REFUSED = {
     "more test steps than rates": (
         ["train", "mamlpp", "--test-inner-steps", "9"],
         2,
-        "rates for 3 steps only",
+        "--test-inner-steps 9 was asked.*rates for 3 steps only",
     ),
     "run and resume": (["train", "maml", "--run", "a", "--resume", "b"], 2, "--run a would not be used"),
     "regression with prototypes": (
@@ -373,9 +389,20 @@ REFUSED = {
         2,
         "--norm-policy joint is not known. Known: transductive, inductive",
     ),
+    "no tasks in a step": (["train", "maml", "--meta-batch", "0"], 2, "--meta-batch must be at least 1, got 0"),
+    "a path with an argument's name": (
+        ["train", "maml", "--data", "folder", "--path", "/nowhere/way=5/shot=1"],
+        2,
+        "but /nowhere/way=5/shot=1 does not exist",
+    ),
+    "a prime number of steps": (
+        ["train", "maml", "--data", "linear", "--steps", "10007"],
+        2,
+        "--validate-every 1500 must divide --steps 10007, .* --steps 10500 would do",
+    ),
     "capitals": (["train", "Maml"], 2, "Did you mean 'maml'?"),
     "validation period": (["train", "maml", "--steps", "10", "--validate-every", "3"], 2, "must divide --steps 10"),
-    "validations of a prime": (["train", "maml", "--steps", "-7"], 2, "--steps must be at least 1, got -7"),
+    "steps below one": (["train", "maml", "--steps", "-7"], 2, "--steps must be at least 1, got -7"),
     "no run": (["evaluate", "/nowhere/at/all"], 2, "no run folder"),
 }
 

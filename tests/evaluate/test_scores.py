@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import metakit as mk
@@ -147,6 +148,16 @@ def test_reliability_by_hand():
     lost = reliability([0.5, np.nan], [1, 0], num_bins=2)
     assert np.isnan(lost.error)
     assert lost.num_nonfinite == 1
+
+
+def test_the_learner_of_a_state_that_was_used_is_named():
+    """Catches "Array has been deleted" where a training's old state is evaluated in place of the new one."""
+    pull = mk.MetaLearner(None, None, lambda w, task, key=None: 0.5 * (w - task) ** 2)
+    optimiser = optax.sgd(0.1)
+    state = mk.train.init(jnp.zeros(()), optimiser, key=KEY)
+    mk.train.run_steps(pull, optimiser, state, jax.random.normal, num_steps=1, meta_batch=1)
+    with pytest.raises(ValueError, match=r"the learner was given away.* Use the learner of the state"):
+        scores_of(eqx.Partial(jnp.add, state.learner), jax.random.normal, KEY, num_tasks=2)
 
 
 @pytest.mark.parametrize(

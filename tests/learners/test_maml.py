@@ -459,6 +459,12 @@ REGRESSION = regression(jax.random.key(1))
         (lambda: regressor(inner=0.4), TypeError, r"inner must be an mk.inner.AbstractSolver, such as .*SGD"),
         (lambda: regressor(adjoint="mixed"), TypeError, r"adjoint must be an mk.inner.AbstractAdjoint"),
         (lambda: regressor(reduction="sum/shots"), ValueError, r"'sum/shots' is not known. Did you mean 'sum/shot'"),
+        (lambda: regressor(inner=mk.inner.SGD), TypeError, r"inner must be .* got the class SGD\. Call it first"),
+        (
+            lambda: maml.MAML(mk.nn.MLP, inner=mk.inner.SGD(0.1), num_steps=1),
+            TypeError,
+            r"model must be a network, got the class MLP\. Call it first",
+        ),
         (lambda: regressor(loss="mse"), TypeError, r"loss must be a function loss\(.*squared_error; got 'mse'"),
         (lambda: regressor(norm_policy="joint"), ValueError, r"norm_policy='joint' is not known"),
         (lambda: regressor(step_weights=jnp.ones(3)), ValueError, r"one weight per inner step, shape \[2\], got \[3\]"),
