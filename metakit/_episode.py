@@ -11,15 +11,16 @@ from jaxtyping import Array, Bool, Shaped
 
 def _as_array(value: Any, name: str) -> Any:
     """Convert numpy arrays and lists; refuse a silent loss of precision."""
-    if isinstance(value, np.ndarray | list | tuple | float | int):
-        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
         if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
             raise ValueError(
                 f"{name} is float64, but JAX keeps 32 bits here and would drop half of them silently. "
                 f"Convert it with jnp.asarray({name}, jnp.float32), or call jax.config.update('jax_enable_x64', True) "
                 "first."
             )
-        value = jnp.asarray(value)
+        return jnp.asarray(value)
+    if isinstance(value, list | tuple | float | int):  # numbers of Python's, which promise no precision
+        return jnp.asarray(np.asarray(value))
     return value
 
 
@@ -34,7 +35,8 @@ class Examples(eqx.Module):
       data because a learner that was trained on 60 classes may be tested on 5.
 
     **Raises:** `ValueError` when `x` and `y` disagree about `n`, when there is no example, when `way` is below 1, when
-    labels with a `way` are not integers, or when an array is float64 while JAX is set to 32 bits.
+    labels with a `way` are not integers, when labels that are no JAX array (of which only `check_values` sees the
+    values) lie outside `0..way-1`, or when an array of NumPy's is float64 while JAX is set to 32 bits.
 
     >>> import jax.numpy as jnp, metakit as mk
     >>> mk.Examples(jnp.zeros((5, 1, 28, 28)), jnp.arange(5), way=5).x.shape
@@ -49,6 +51,8 @@ class Examples(eqx.Module):
         self.x = _as_array(x, "x")
         self.y = _as_array(y, "y")
         self.way = way
+        if way is not None and way > 0 and not isinstance(y, jax.Array):  # on the host: looking at values costs nothing
+            _check_labels(np.asarray(y), way, "y")
 
     def __check_init__(self):
         _check_fields(self.x, self.y, self.way)
@@ -194,11 +198,16 @@ def _check_examples(examples: Examples | MaskedExamples, name: str) -> None:
                 "Remove or repair that example before building the episode."
             )
     if examples.way is not None:
-        labels = np.asarray(examples.y)
-        wrong = np.argwhere((labels < 0) | (labels >= examples.way))
-        if len(wrong):
-            where = tuple(int(i) for i in wrong[0])
-            raise ValueError(
-                f"{name}.y must hold labels 0..{examples.way - 1} (way={examples.way}), got {labels[where]} at index "
-                f"{where}. Labels count from 0 within an episode; relabel the classes that were drawn."
-            )
+        _check_labels(np.asarray(examples.y), examples.way, f"{name}.y")
+
+
+def _check_labels(labels: np.ndarray, way: int, name: str) -> None:
+    if labels.dtype.kind not in "iu":
+        return
+    wrong = np.argwhere((labels < 0) | (labels >= way))
+    if len(wrong):
+        where = tuple(int(i) for i in wrong[0])
+        raise ValueError(
+            f"{name} must hold labels 0..{way - 1} (way={way}), got {labels[where]} at index {where}. Labels count "
+            "from 0 within an episode; relabel the classes that were drawn."
+        )

@@ -45,6 +45,13 @@ def in_words(
     )
 
 
+def no_key(function: Callable[..., Any], value: Any) -> TypeCheckError:
+    """The error of a call whose `key` is none."""
+    return TypeCheckError(
+        f"{public_name(function)}: key must be a random key, got {describe(value)}. {_advice_on_keys(value)}"
+    )
+
+
 def public_name(function: Callable[..., Any]) -> str:
     """The name by which a user calls a function, a method or a class.
 
@@ -166,6 +173,10 @@ def _advice(parameter: str, value: Any, annotation: Any) -> str | None:
         return "Give the learner itself, not what adapt returned."
     if "TrainState" in wanted:
         return "Give what mk.train.init(learner, optimiser, key=key) or the step before returned."
+    if parameter == "metrics":
+        return 'Name each, as in metrics={"accuracy": mk.metrics.accuracy}.'
+    if parameter == "sampler":
+        return "It draws a task from a key; tasks that you have already go to mk.train.step."
     if "GradientTransformation" in wanted:
         return "Give an optax optimiser, such as optax.adam(1e-3)."
     return None

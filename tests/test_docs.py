@@ -129,9 +129,10 @@ def test_the_page_on_writing_a_learner_runs(monkeypatch):
     assert isinstance(own_learner, mk.Algorithm)
     scope = {"__name__": "page"}
     with jax.enable_x64(False):
-        for block in python_blocks(DOCS / "own-learner.md"):
-            if "--8<--" not in block:
-                exec(compile(block, "own-learner.md", "exec"), scope)
+        shown, *blocks = python_blocks(DOCS / "own-learner.md")
+        assert shown == (ROOT / "examples/own_learner.py").read_text(), "the page shows another file"
+        for block in blocks:
+            exec(compile(block, "own-learner.md", "exec"), scope)
     learnt, chance = mk.evaluate.student_t(scope["scores"]["accuracy"]), 0.2
     assert learnt.low > chance
 

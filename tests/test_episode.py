@@ -91,3 +91,18 @@ def test_a_batch_of_episodes_is_the_same_module():
     sums = eqx.filter_vmap(lambda episode: episode.support.x.sum())(batch)
     assert sums.shape == (2,)
     assert batch.support.way == 2
+
+
+@pytest.mark.parametrize("labels", [[1, 2], np.array([1, 2]), (0, -1)], ids=["list", "numpy", "tuple"])
+def test_labels_on_the_host_are_looked_at(labels):
+    """Catches labels that count from 1, which every loss and learner turns into NaN without a word."""
+    with pytest.raises(ValueError, match=r"y must hold labels 0\.\.1 \(way=2\), got .* Labels count from 0"):
+        mk.Examples(jnp.ones((2, 1)), labels, way=2)
+
+
+def test_numbers_of_python_take_the_default_precision():
+    """Catches `[[1.0]]` refused as float64, which only NumPy's arrays declare themselves to be."""
+    with jax.enable_x64(False):
+        examples = mk.Examples([[1.0], [2.0]], [0, 1], way=2)
+        assert examples.x.dtype == jnp.float32
+        assert examples.y.dtype == jnp.int32

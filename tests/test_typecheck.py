@@ -51,6 +51,10 @@ MISTAKES = {
         lambda: mk.maml.meta_loss(ADAPTED, EPISODE),
         "mk.maml.meta_loss: learner must be MAML, got an Adapted. Give the learner itself, not what adapt returned.",
     ),
+    "a seed to a constructor": (
+        lambda: mk.nn.MLP(1, 1, width=4, depth=1, key=0),
+        "mk.nn.MLP: key must be a random key, got 0. Make one with jax.random.key(seed).",
+    ),
     "an old key": (
         lambda: mk.train.init(LEARNER, SGD, key=jax.random.PRNGKey(0)),
         "mk.train.init: key must be a random key, got uint32[2]. That is a key of the old style: make it with "
@@ -150,6 +154,14 @@ def test_values_in_a_few_words(value, words):
     assert describe(value) == words
 
 
+def test_the_learner_of_a_state_that_was_used_is_named():
+    """Catches "Buffer has been deleted or donated" where a training's old state is used in place of the new one."""
+    state = mk.train.init(LEARNER, SGD, key=jax.random.key(0))
+    mk.train.run_steps(mk.maml, SGD, state, TASKS, **COUNTS)
+    with pytest.raises(ValueError, match=r"an array among the arguments was given away.* Use the state that they"):
+        mk.maml.adapt(state.learner, EPISODE.support)
+
+
 def test_an_error_that_is_not_ours_keeps_its_cause():
     """Catches the cause of a user's own error, or of a wrong result, lost on the way through a checked function."""
     cause = KeyError("the user's")
@@ -163,20 +175,25 @@ def test_an_error_that_is_not_ours_keeps_its_cause():
     assert caught.value.__cause__ is cause
 
 
-def _checked():
-    """Every public function, method and constructor whose types are checked."""
+def _public():
+    """Every function and class of the library whose name has no underscore, private modules' included."""
     root = pathlib.Path(mk.__file__).parent
     for module in pkgutil.walk_packages([str(root)], "metakit."):
         if "cli" in module.name or module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
-            if name.startswith("_") or getattr(value, "__module__", None) != module.name:
-                continue
-            inside = vars(value).items() if isinstance(value, type) else [("", value)]
-            for method, function in inside:
-                is_public = not method.startswith("_") or method in ("__init__", "__call__")
-                if is_public and inspect.isfunction(function) and hasattr(function, "__wrapped__"):
-                    yield value if method in ("", "__init__", "__call__") else function, function
+            if not name.startswith("_") and getattr(value, "__module__", None) == module.name:
+                yield value
+
+
+def _checked():
+    """Every function, method and constructor whose types are checked, and how it is called."""
+    for value in _public():
+        inside = vars(value).items() if isinstance(value, type) else [("", value)]
+        for method, function in inside:
+            is_public = not method.startswith("_") or method in ("__init__", "__call__")
+            if is_public and inspect.isfunction(function) and hasattr(function, "__wrapped__"):
+                yield value if method in ("", "__init__", "__call__") else function, function
 
 
 def test_names_in_errors_can_be_called():
@@ -190,3 +207,16 @@ def test_names_in_errors_can_be_called():
             wrong.append(f"{function.__module__}: {public_name(function)}")
     assert wrong == []
     assert len(checked) > 100
+
+
+def test_every_constructor_that_takes_a_key_checks_it():
+    """Catches a network whose first line fails inside JAX for a seed in place of a key."""
+    unchecked, found = [], 0
+    for kind in _public():
+        if isinstance(kind, type) and "__init__" in vars(kind) and public_name(kind).startswith("mk."):
+            parameter = inspect.signature(kind.__init__).parameters.get("key")
+            if parameter is not None and parameter.kind is parameter.KEYWORD_ONLY:
+                found += 1
+                unchecked += [] if hasattr(kind.__init__, "__wrapped__") else [kind]
+    assert unchecked == []
+    assert found > 20

@@ -46,7 +46,7 @@ class Train:
 
     Options left out come from the preset of the algorithm and the data (`metakit list` shows them)."""
 
-    algorithm: tyro.conf.Positional[str]
+    algorithm: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALGORITHM")]
     """One of those that 'metakit list' shows."""
     data: Annotated[str | None, _left_out("|".join(DATA))] = None
     """What to train on; by default the first that the algorithm takes. All but omniglot and folder are built in."""
@@ -87,7 +87,7 @@ class Train:
     inner_batch: Whole = None
     """Support examples in an inner step (Reptile)."""
     norm_policy: Annotated[NormPolicy | None, _one_of(NormPolicy)] = None
-    """Whose statistics batch norm uses for the query set; metakit list and the docs say who has which."""
+    """Whose statistics batch norm uses for the query set; the docs say which algorithm has which."""
     scale: Number = None
     """Factor of the similarities before the softmax (metric learners)."""
     validate_every: Whole = None
@@ -117,7 +117,7 @@ class Train:
 class Evaluate:
     """Evaluate the best learner of a run on its test tasks, or on others."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     way: Whole = None
     """Classes in an episode; learners whose network has an output for each class need the training way."""
@@ -143,7 +143,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Show the algorithms, the data sets and their presets."""
+    """Show the algorithms and their presets."""
 
     traceback: bool = False
     """Show the whole traceback of an error."""
@@ -214,13 +214,15 @@ def settings(options: Train, data: str, preset: dict[str, object]) -> Settings:
     if options.smoke:
         values |= {"steps": 4, "validate_every": 2, "validation_tasks": 8, "test_tasks": 20, "meta_batch": 2}
         values |= explicit(options)
-    check_numbers(values)
+        if options.validate_every is None:
+            values["validate_every"] = max(int(values["steps"]) // 2, 1)  # type: ignore[call-overload]
+    check_numbers({"data": data, **values})
     if options.validate_every is None:
         values["validate_every"] = _divisor_near(int(values["validate_every"]), int(values["steps"]))  # type: ignore[call-overload]
     if values["devices"] == EVERY_CORE:
         values["devices"] = every_core(int(values["meta_batch"]))  # type: ignore[call-overload]
     chosen = Settings(algorithm=options.algorithm, data=data, smoke=options.smoke, **values)  # type: ignore[arg-type]
-    _check_divisions(chosen)
+    _check_divisions(chosen, given=options.validate_every is not None)
     return chosen
 
 
@@ -267,18 +269,25 @@ def check_numbers(values: Mapping[str, Any], *, names: Mapping[str, str] = Mappi
         value = values[name]
         if value != EVERY_CORE and value < least:
             raise UsageError(f"{option(names.get(name, name))} must be at least {least}, got {value}.")
+    for name in ("way", "test_way"):
+        if values["data"] in IMAGES and values[name] < 2:
+            raise UsageError(
+                f"{option(names.get(name, name))} must be at least 2, got {values[name]}: of one class every answer is "
+                "right."
+            )
     for name in _POSITIVE:
         value = values[name]
         if value is not None and not value > 0:
             raise UsageError(f"{option(names.get(name, name))} must be above 0, got {value}.")
 
 
-def _check_divisions(chosen: Settings) -> None:
+def _check_divisions(chosen: Settings, *, given: bool) -> None:
     steps, period = chosen.steps, chosen.validate_every
     if steps % period:
+        whose = "" if given else ", the preset,"
         raise UsageError(
-            f"--validate-every {period} must divide --steps {steps}, so that the last step is validated too; --steps "
-            f"{period * max(round(steps / period), 1)} would do."
+            f"--validate-every {period}{whose} must divide --steps {steps}, so that the last step is validated too; "
+            f"--steps {period * max(round(steps / period), 1)} would do."
         )
     if chosen.meta_batch % chosen.devices:
         raise UsageError(f"--meta-batch {chosen.meta_batch} must be a multiple of --devices {chosen.devices}.")

@@ -16,6 +16,9 @@ Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
+_IN_WORDS: dict[Part, str] = {"train": "training", "val": "validation", "test": "test"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Where tasks come from."""
@@ -28,7 +31,7 @@ class Data:
 
 
 def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool = False) -> Data:
-    """The tasks of a run; `dealt_by` are the settings of the run that dealt a folder's classes, if another's."""
+    """The tasks of a run; `dealt_by` are the settings of the run that is evaluated, which dealt a folder's classes."""
     if settings.data in _DRAWN:
         pools, about = {}, _DRAWN[settings.data]
     else:
@@ -37,9 +40,10 @@ def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool
         about = _about(settings, pools)
 
     def sampler(part: Part) -> Callable[..., Any]:
-        training = part == "train"
-        with as_usage("" if training or dealt_by is not None else "test_"):
-            return form_of(settings).sampler(settings, pools.get(part), training=training)
+        # An evaluation has other episodes in the test alone.
+        of, training = settings if part == "test" else dealt_by or settings, part == "train"
+        with as_usage("" if training or dealt_by is not None else "test_", classes=_IN_WORDS[part]):
+            return form_of(of).sampler(of, pools.get(part), training=training)
 
     return Data(train=sampler("train"), val=sampler("val"), test=sampler("test"), pools=pools, about=about)
 

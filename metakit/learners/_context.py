@@ -5,7 +5,7 @@ import jax
 from jaxtyping import Array, Float
 
 from metakit import nn
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 
@@ -46,6 +46,7 @@ class FullContext(eqx.Module):
     support: nn.BiLSTM
     query: nn.AttLSTM
 
+    @keyed
     def __init__(self, size: int, *, num_steps: int = 3, key: PRNGKey):
         support_key, query_key = jax.random.split(key)
         self.support = nn.BiLSTM(size, size, key=support_key)

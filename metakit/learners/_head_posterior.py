@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metakit import nn
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 
@@ -88,6 +88,7 @@ class Amortiser(eqx.Module):
     bias_mean: nn.MLP
     bias_log_variance: nn.MLP
 
+    @keyed
     def __init__(self, size: int, *, width: int | None = None, key: PRNGKey):
         width = size if width is None else width
         keys = jax.random.split(key, 4)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from metakit._typecheck import keyed
 from metakit._types import PRNGKey
 
 from ._causal import AbstractCausalLayer, write
@@ -46,6 +47,7 @@ class CausalAttention(AbstractCausalLayer):
     key: Linear
     value: Linear
 
+    @keyed
     def __init__(self, in_size: int, key_size: int, value_size: int, *, key: PRNGKey):
         if min(in_size, key_size, value_size) < 1:
             raise ValueError(

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 from ._convolution import convolve
@@ -47,6 +47,7 @@ class Conv2d(eqx.Module):
     stride: tuple[int, int] = eqx.field(static=True)
     padding: Padding = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         in_channels: int,

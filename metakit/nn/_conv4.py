@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 from ._conv2d import Conv2d
@@ -74,6 +74,7 @@ class Conv4(eqx.Module):
     image_size: int = eqx.field(static=True)
     spatial_mean: bool = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         in_channels: int,

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 from ._conv2d import Conv2d
@@ -44,6 +44,7 @@ class ImageGenerator(eqx.Module):
     width: int = eqx.field(static=True)
     side: int = eqx.field(static=True)
 
+    @keyed
     def __init__(self, code_size: int, channels: int, image_size: int, *, width: int = 64, key: PRNGKey):
         if image_size < 4 or image_size % 4:
             raise ValueError(f"image_size must be a positive multiple of 4, got {image_size}.")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 from ._initialisers import xavier_uniform
@@ -69,6 +69,7 @@ class GRUCell(eqx.Module):
     bias: Float[Array, " gates"]
     candidate_bias: Float[Array, " size"]
 
+    @keyed
     def __init__(self, in_size: int, size: int, *, key: PRNGKey):
         if min(in_size, size) < 1:
             raise ValueError(f"in_size and size must be at least 1, got {in_size} and {size}.")
@@ -127,6 +128,7 @@ class GRU(eqx.Module):
 
     cell: GRUCell
 
+    @keyed
     def __init__(self, in_size: int, size: int, *, key: PRNGKey):
         self.cell = GRUCell(in_size, size, key=key)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 from ._dense import dense
@@ -36,6 +36,7 @@ class Linear(eqx.Module):
     weight: Float[Array, "in_size out_size"]
     bias: Float[Array, " out_size"]
 
+    @keyed
     def __init__(self, in_size: int, out_size: int, *, weight_init: Initialiser = he_normal, key: PRNGKey):
         if in_size < 1 or out_size < 1:
             raise ValueError(f"in_size and out_size must be at least 1, got {in_size} and {out_size}.")
@@ -86,6 +87,7 @@ class MLP(eqx.Module):
     head: Linear
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         in_size: int,

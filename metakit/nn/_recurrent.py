@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 from ._initialisers import xavier_uniform
@@ -48,6 +48,7 @@ class LSTMCell(eqx.Module):
     recurrent_weight: Float[Array, "recurrent_size gates"]
     bias: Float[Array, " gates"]
 
+    @keyed
     def __init__(self, in_size: int, size: int, *, recurrent_size: int | None = None, key: PRNGKey):
         recurrent_size = size if recurrent_size is None else recurrent_size
         if min(in_size, size, recurrent_size) < 1:
@@ -112,6 +113,7 @@ class BiLSTM(eqx.Module):
     forward: LSTMCell
     backward: LSTMCell
 
+    @keyed
     def __init__(self, in_size: int, size: int, *, key: PRNGKey):
         forward_key, backward_key = jax.random.split(key)
         self.forward = LSTMCell(in_size, size, key=forward_key)
@@ -165,6 +167,7 @@ class AttLSTM(eqx.Module):
     cell: LSTMCell
     num_steps: int = eqx.field(static=True)
 
+    @keyed
     def __init__(self, size: int, *, num_steps: int = 3, key: PRNGKey):
         if num_steps < 1:
             raise ValueError(f"num_steps is the number of processing steps, at least 1, got {num_steps}.")

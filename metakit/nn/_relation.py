@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metakit._errors import require_option
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 from ._conv2d import Conv2d
@@ -78,6 +78,7 @@ class RelationEmbedding(eqx.Module):
     image_size: int = eqx.field(static=True)
     map_size: int = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         in_channels: int = 1,
@@ -172,6 +173,7 @@ class RelationModule(eqx.Module):
     channels: int = eqx.field(static=True)
     map_size: int = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         channels: int,

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from metakit._typecheck import keyed
 from metakit._types import PRNGKey
 
 from ._causal import AbstractCausalLayer, recall, write
@@ -43,6 +44,7 @@ class CausalConv1d(AbstractCausalLayer):
     bias: Float[Array, " out_size"]
     dilation: int = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         in_size: int,
@@ -113,6 +115,7 @@ class CausalDense(AbstractCausalLayer):
     filter: CausalConv1d
     gate: CausalConv1d
 
+    @keyed
     def __init__(self, in_size: int, filters: int, *, dilation: int = 1, key: PRNGKey):
         filter_key, gate_key = jax.random.split(key)
         self.filter = CausalConv1d(in_size, filters, dilation=dilation, key=filter_key)
@@ -171,6 +174,7 @@ class TemporalConvolution(AbstractCausalLayer):
 
     blocks: tuple[CausalDense, ...]
 
+    @keyed
     def __init__(self, in_size: int, filters: int, *, length: int, paper_dilation: bool = False, key: PRNGKey):
         if length < 2:
             raise ValueError(

@@ -195,6 +195,15 @@ def test_a_broken_archive_is_no_wrong_option(tmp_path, capsys):
     assert "images_background.zip is not a complete zip" in capsys.readouterr().err
 
 
+def test_an_evaluation_asks_the_test_s_classes_alone():
+    """Catches --way capped by the validation classes, of which an evaluation uses none."""
+    trained = settings(Train("prototypical", "glyphs", smoke=True), "glyphs", preset("prototypical", "glyphs"))
+    data = _data.load(dataclasses.replace(trained, test_way=150), dealt_by=trained)
+    assert data.test(jax.random.key(0)).support.way == 150
+    with pytest.raises(UsageError, match=r"--way must lie in 1\.\.224, the number of test classes, got 300"):
+        _data.load(dataclasses.replace(trained, test_way=300), dealt_by=trained)
+
+
 def test_a_test_that_cannot_run_is_refused_before_the_training():
     """Catches a mismatch of learner and test episodes that shows after an hour, at the first validation."""
     chosen = settings(Train("snail", "glyphs", smoke=True), "glyphs", preset("snail", "glyphs"))
@@ -377,7 +386,7 @@ REFUSED = {
     "way of the test": (
         ["train", "matching", "--smoke", "--test-way", "300"],
         2,
-        r"--test-way must lie in 1\.\.91, the number of classes in the pool, got 300\.$",
+        r"--test-way must lie in 1\.\.91, the number of validation classes, got 300\.$",
     ),
     "shot and queries": (
         ["train", "maml", "--smoke", "--shot", "30"],
@@ -387,7 +396,7 @@ REFUSED = {
     "policy": (
         ["train", "meta-lstm", "--smoke", "--norm-policy", "joint"],
         2,
-        "--norm-policy joint is not known. Known: transductive, inductive",
+        "--norm-policy joint is none that this algorithm has; it has transductive, inductive.",
     ),
     "no tasks in a step": (["train", "maml", "--meta-batch", "0"], 2, "--meta-batch must be at least 1, got 0"),
     "a path with an argument's name": (
@@ -398,8 +407,9 @@ REFUSED = {
     "a prime number of steps": (
         ["train", "maml", "--data", "linear", "--steps", "10007"],
         2,
-        "--validate-every 1500 must divide --steps 10007, .* --steps 10500 would do",
+        "--validate-every 1500, the preset, must divide --steps 10007, .* --steps 10500 would do",
     ),
+    "one class": (["train", "prototypical", "--way", "1"], 2, "--way must be at least 2, got 1: of one class every"),
     "capitals": (["train", "Maml"], 2, "Did you mean 'maml'?"),
     "validation period": (["train", "maml", "--steps", "10", "--validate-every", "3"], 2, "must divide --steps 10"),
     "steps below one": (["train", "maml", "--steps", "-7"], 2, "--steps must be at least 1, got -7"),

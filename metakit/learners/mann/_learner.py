@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 from metakit import losses, nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._typecheck import keyed
 from metakit._types import PRNGKey
 from metakit.learners._options import fraction, require_sizes
 
@@ -76,6 +77,7 @@ class MANN(eqx.Module):
     width: int = eqx.field(static=True)
     heads: int = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         in_size: int,

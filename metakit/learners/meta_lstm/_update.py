@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from metakit._hyperparameter import Hyperparameter
 from metakit._tree import as_float_array
+from metakit._typecheck import keyed
 from metakit._types import PRNGKey, Scalar
 from metakit.learners._options import positive, require_sizes
 from metakit.nn import LSTMCell
@@ -97,6 +98,7 @@ class LearnedUpdate(eqx.Module):
     input: Gate
     p: Hyperparameter
 
+    @keyed
     def __init__(
         self,
         hidden_size: int = 20,

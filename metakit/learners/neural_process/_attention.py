@@ -13,7 +13,7 @@ from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._tree import as_float_array
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 from metakit.learners._options import positive
 
@@ -63,6 +63,7 @@ class Attention(eqx.Module):
     length_scale: Hyperparameter
     kind: Literal["uniform", "laplace", "dot", "multihead"] = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         kind: str,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from metakit import nn
 from metakit._normal import Normal
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
 from ._attention import masked_mean
@@ -48,6 +48,7 @@ class LatentPath(eqx.Module):
     mean: nn.Linear
     scale: nn.Linear
 
+    @keyed
     def __init__(self, pair_size: int, size: int = 128, *, width: int = 128, depth: int = 3, key: PRNGKey):
         if size < 1:
             raise ValueError(f"latent_size must be at least 1, got {size}. To do without a latent path: latent=False.")

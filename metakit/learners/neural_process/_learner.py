@@ -10,6 +10,7 @@ from jaxtyping import ArrayLike
 from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._typecheck import keyed
 from metakit._types import PRNGKey
 from metakit.learners._options import fraction, positive, require_sizes
 
@@ -75,6 +76,7 @@ class NeuralProcess(eqx.Module):
     in_size: int = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         in_size: int,

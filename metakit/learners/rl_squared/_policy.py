@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from metakit import nn
 from metakit._environment import Actions, Discrete
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey, Scalar
 from metakit.rl import AbstractDistribution, AbstractRecurrentPolicy, Categorical, DiagonalGaussian, Token
 
@@ -68,6 +68,7 @@ class RecurrentPolicy(AbstractRecurrentPolicy):
     actions: Actions = eqx.field(static=True)
     observation_shape: tuple[int, ...] = eqx.field(static=True)
 
+    @keyed
     def __init__(self, network: Any, observation_shape: tuple[int, ...], actions: Actions, *, key: PRNGKey):
         if not isinstance(network, nn.SequenceModel):
             raise TypeError(

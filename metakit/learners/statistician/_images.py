@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from metakit import nn
 from metakit._hyperparameter import Hyperparameter
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 from metakit.learners._options import require_sizes
 
@@ -63,6 +63,7 @@ class ImageEncoder(eqx.Module):
     in_channels: int = eqx.field(static=True)
     image_size: int = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self, in_channels: int, image_size: int, *, width: int = 32, norm: Norm = nn.BatchStatNorm, key: PRNGKey
     ):
@@ -122,6 +123,7 @@ class ImageDecoder(eqx.Module):
     last: nn.Conv2d
     image_size: int = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         in_size: int,

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
-from metakit._typecheck import typed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 from metakit.learners._options import fraction, not_negative, require_sizes
 
@@ -104,6 +104,7 @@ class Statistician(eqx.Module):
     context_size: int = eqx.field(static=True)
     latent_size: int = eqx.field(static=True)
 
+    @keyed
     def __init__(
         self,
         encode: Callable[..., Any],
