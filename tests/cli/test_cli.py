@@ -575,7 +575,10 @@ def test_every_preset_builds_its_learner_as_tested(algorithm, data):
     """Catches a preset whose parts do not fit (way, shots, key, labels), and one that trains for minutes and then
     cannot be tested: more test steps than there are rates. Traced, not compiled."""
     if data not in ALGORITHMS[algorithm].data:
-        with pytest.raises(UsageError, match=f"--data {data}. Use --data {ALGORITHMS[algorithm].data[0]}"):
+        with pytest.raises(
+            UsageError,
+            match=rf"{algorithm} has no preset for --data {data}\. It trains on {ALGORITHMS[algorithm].data[0]}",
+        ):
             preset(algorithm, data)
         return
     chosen = settings(Train(algorithm, data), data, preset(algorithm, data))
