@@ -74,7 +74,7 @@ def public_name(function: Callable[..., Any]) -> str:
 def describe(value: Any) -> str:
     """A value in a few words: an array by dtype and shape, an object by its class.
 
-    >>> describe(jnp.zeros((2, 3))), describe("mse"), describe(None)
+    >>> describe(jnp.zeros((2, 3), jnp.float32)), describe("mse"), describe(None)
     ('float32[2,3]', "'mse'", 'None')
     """
     if isinstance(value, jax.Array | np.ndarray):
