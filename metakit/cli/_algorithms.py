@@ -114,7 +114,8 @@ class Entry:
     - `images`: what images become for it.
     - `fixed_way`: whether its network is built for one number of classes.
     - `optimiser`: of the outer loop.
-    - `rule`: what an outer step is, as in `mk.train.fit`.
+    - `rule`: makes what an outer step is, as in `mk.train.fit`; when asked, since it may hold arrays, and JAX takes no
+      number of devices after its first.
     - `anneal`: a schedule of the learner's own numbers, as in `mk.train.fit`; mostly none.
     - `as_tested`: the learner as it is tested, where that differs; from settings, learner and training images.
     - `untrained`: how a learner that was not meta-trained does its best: what that is, and the learner.
@@ -131,7 +132,7 @@ class Entry:
     images: AbstractForm = EPISODES
     fixed_way: bool = False
     optimiser: Callable[[Settings], optax.GradientTransformation] = adam
-    rule: Callable[..., Any] = train.step
+    rule: Callable[[], Callable[..., Any]] = lambda: train.step
     anneal: Callable[[Settings], Callable[[Any, Any], Any] | None] = _nothing
     as_tested: Callable[[Settings, Any, ImagePool | None], Any] = _as_it_is
     untrained: Callable[[Settings, Any], tuple[str, Any]] | None = None
@@ -255,7 +256,7 @@ ALGORITHMS = {
         uses=(*_STEPS, "inner_rate"),
         data=("navigation",),
         optimiser=_none,
-        rule=train.TrustRegion(0.01),
+        rule=lambda: train.TrustRegion(0.01),
         as_tested=_learners.with_test_steps(rl_maml.with_num_steps),
     ),
     "rl-squared": Entry(
@@ -265,7 +266,7 @@ ALGORITHMS = {
         uses=_ADAM,
         data=("bandits",),
         optimiser=_for_epochs,
-        rule=train.Epochs(_EPOCHS),
+        rule=lambda: train.Epochs(_EPOCHS),
     ),
     "cnp": _neural_process("a Conditional Neural Process (Garnelo et al. 2018)"),
     "np": _neural_process("a Neural Process (Garnelo et al. 2018)", latent=True),

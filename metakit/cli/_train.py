@@ -120,7 +120,7 @@ def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> t
             on_event=listen,
             mesh=mesh,
             anneal=ALGORITHMS[chosen.algorithm].anneal(chosen),
-            rule=ALGORITHMS[chosen.algorithm].rule,
+            rule=ALGORITHMS[chosen.algorithm].rule(),
         )
 
 

@@ -25,6 +25,14 @@ def test_as_many_as_divide_the_tasks(monkeypatch, cores, meta_batch, platform, e
     assert meta_batch % offered[0] == 0
 
 
+def test_the_command_leaves_the_number_of_devices_open():
+    """Catches a module of the command that computes when it is imported: JAX shows a CPU as one device ever after."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    program = "import metakit.cli as cli, jax; cli._train.offer(3); print(jax.device_count())"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr[-2000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("switch", [[], ["--no-compilation-cache"]])
 def test_compiled_programs_are_kept_unless_told_otherwise(tmp_path, switch):
