@@ -20,7 +20,13 @@ from ._linear import (
     linear_posterior as linear_posterior,
 )
 from ._omniglot import omniglot as omniglot
-from ._pool import ImagePool as ImagePool, fingerprint as fingerprint, rotated as rotated, subset as subset
+from ._pool import (
+    ImagePool as ImagePool,
+    fingerprint as fingerprint,
+    mirrored as mirrored,
+    rotated as rotated,
+    subset as subset,
+)
 from ._sequences import Sequences as Sequences
 from ._sinusoid import (
     Sinusoid as Sinusoid,

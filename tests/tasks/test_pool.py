@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metakit.tasks import ImagePool, fingerprint, rotated, subset
+from metakit.tasks import ImagePool, fingerprint, mirrored, rotated, subset
 
 
 def _images(classes: int = 3, examples: int = 4, side: tuple[int, int] = (5, 5)) -> np.ndarray:
@@ -54,6 +54,22 @@ def test_rotated_classes_are_quarter_turns_in_order():
         for turns in range(4):
             expected = np.rot90(images[character], turns, axes=(-2, -1))
             np.testing.assert_array_equal(pool.images[4 * character + turns], expected)
+
+
+def test_mirror_images_are_classes_beside_their_own():
+    """Bug: mirrored along height or channels; names and counts that belong to other images."""
+    images = _images(side=(5, 6))
+    pool = mirrored(ImagePool(images, [4, 2, 3], ["a", "b", "c"]))
+    assert pool.names == ("a", "a/mirrored", "b", "b/mirrored", "c", "c/mirrored")
+    assert pool.counts.tolist() == [4, 4, 2, 2, 3, 3]
+    np.testing.assert_array_equal(pool.images[::2], images)
+    np.testing.assert_array_equal(pool.images[1::2], images[:, :, :, :, [5, 4, 3, 2, 1, 0]])
+
+
+def test_turned_and_mirrored_a_class_has_all_eight_symmetries():
+    """Bug: two of the classes alike, as they are when images are mirrored along the axis of a turn."""
+    pool = mirrored(rotated(ImagePool(_images(classes=1))))
+    assert len({np.asarray(images).tobytes() for images in pool.images}) == 8
 
 
 def test_only_square_images_turn():
