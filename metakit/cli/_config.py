@@ -56,6 +56,12 @@ class Train:
     """Fetch Omniglot's archives into --path (or the cache) if they are not there."""
     split: Annotated[Split | None, _one_of(Split)] = None
     """Omniglot's split: vinyals, lake or seeded."""
+    trainval: bool = False
+    """Omniglot: train on the validation classes too, as many published models do; the last learner is then tested."""
+    mirrored: bool = False
+    """Train on the mirror image of each class as a class of its own too."""
+    start_from: Path = None
+    """Run folder whose learner to start from; training is on other tasks with another --seed."""
     way: Whole = None
     """Classes in a training episode."""
     shot: Whole = None
@@ -157,6 +163,9 @@ class Settings:
     data: str
     path: str | None
     split: Split | None
+    trainval: bool
+    mirrored: bool
+    start_from: str | None
     way: int
     shot: int
     queries: int
@@ -198,15 +207,17 @@ _CHOSEN = tuple(
 def explicit(options: Train) -> dict[str, object]:
     """The settings that were given on the command line."""
     given = {name: getattr(options, name) for name in _CHOSEN}
-    given = {name: value for name, value in given.items() if value is not None}
-    if "path" in given:
-        given["path"] = str(options.path)
-    return given
+    return {
+        name: str(value) if isinstance(value, pathlib.Path) else value
+        for name, value in given.items()
+        if value is not None and value is not False
+    }
 
 
 def settings(options: Train, data: str, preset: dict[str, object]) -> Settings:
     """The preset, overridden by what was given; what neither says follows from the training episodes."""
-    values = {"path": None, "split": None, "clip_norm": None, **preset, **explicit(options)}
+    nothing = {"path": None, "split": None, "trainval": False, "mirrored": False, "start_from": None, "clip_norm": None}
+    values = {**nothing, **preset, **explicit(options)}
     values.setdefault("test_way", values["way"])
     values.setdefault("test_shot", values["shot"])
     values.setdefault("test_queries", values["queries"])

@@ -37,6 +37,8 @@ def load(settings: Settings, *, dealt_by: Settings | None = None, download: bool
     else:
         with as_usage():
             pools = _folder(settings, dealt_by or settings) if settings.data == "folder" else _parts(settings, download)
+        if settings.mirrored:
+            pools["train"] = tasks.mirrored(pools["train"])
         about = _about(settings, pools)
 
     def sampler(part: Part) -> Callable[..., Any]:
@@ -78,7 +80,8 @@ def _omniglot(settings: Settings, part: Part, download: bool) -> tasks.ImagePool
     if settings.split == "lake":  # it has no validation part; its test alphabets must not choose the model
         return _lake(settings, part, download)
     split, size = settings.split or "vinyals", form_of(settings).omniglot_size
-    return tasks.omniglot(settings.path, split=split, part=part, size=size, rotations=True, download=download)
+    both = "trainval" if settings.trainval and part == "train" else part
+    return tasks.omniglot(settings.path, split=split, part=both, size=size, rotations=True, download=download)
 
 
 def _lake(settings: Settings, part: Part, download: bool) -> tasks.ImagePool:
@@ -88,7 +91,8 @@ def _lake(settings: Settings, part: Part, download: bool) -> tasks.ImagePool:
         return tasks.omniglot(settings.path, split="lake", part="test", size=size, rotations=True, download=download)
     pool = tasks.omniglot(settings.path, split="lake", part="train", size=size, rotations=False, download=download)
     held_out = np.arange(len(pool.names)) % 8 == 7
-    return tasks.rotated(tasks.subset(pool, np.flatnonzero(held_out if part == "val" else ~held_out).tolist()))
+    chosen = held_out if part == "val" else ~held_out | settings.trainval
+    return tasks.rotated(tasks.subset(pool, np.flatnonzero(chosen).tolist()))
 
 
 def _folder(settings: Settings, dealt_by: Settings) -> dict[Part, tasks.ImagePool]:
@@ -122,4 +126,7 @@ def _about(settings: Settings, pools: dict[Part, tasks.ImagePool]) -> str:
         "glyphs": "split by script",
     }
     named = split.get(settings.data, f"classes dealt out with seed {settings.seed}")
-    return f"{settings.data} ({named}; {classes} classes; test pool sha256 {tasks.fingerprint(pools['test'])[:12]})"
+    more = {"those of val": settings.trainval, "mirror images": settings.mirrored}
+    among = " and ".join(words for words, given in more.items() if given)
+    classes += f" classes{f', {among} among those of train' if among else ''}"
+    return f"{settings.data} ({named}; {classes}; test pool sha256 {tasks.fingerprint(pools['test'])[:12]})"

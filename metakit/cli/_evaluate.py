@@ -9,8 +9,6 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from metakit import train
-
 from ._algorithms import ALGORITHMS, build_learner
 from ._assess import assess, try_out
 from ._config import Evaluate, Settings, UsageError, check_numbers, option
@@ -19,7 +17,7 @@ from ._presets import unused_options
 from ._refusals import as_usage
 from ._report import as_record, report, show_table
 from ._run_folder import open_run, write
-from ._train import initial_state
+from ._start import trained_learner
 
 
 def run(options: Evaluate, console: Console) -> int:
@@ -27,13 +25,7 @@ def run(options: Evaluate, console: Console) -> int:
     folder, trained = open_run(options.run)
     chosen = _overridden(trained, options)
     data = load(chosen, dealt_by=trained)
-    _, template = initial_state(trained, data)
-    with train.Checkpoints(folder.checkpoints) as checkpoints:
-        if checkpoints.latest_step is None:
-            raise UsageError(f"{options.run} holds no checkpoint yet. Continue it with --resume {options.run}.")
-        best = checkpoints.restore_best(template.learner)
-        learner = checkpoints.restore(template).learner if best is None else best.learner
-    learner = _as_chosen(trained, chosen, data, learner)
+    learner = _as_chosen(trained, chosen, data, trained_learner(folder, trained, data))
     with as_usage():
         try_out(chosen, data, learner)
     console.print(f"{ALGORITHMS[chosen.algorithm].about} on {data.about}", highlight=False)

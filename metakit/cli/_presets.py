@@ -244,6 +244,7 @@ def unused_options(algorithm: str, data: str) -> dict[str, str]:
     unused = {name: f"{algorithm} {why}" for name, why in OPTIONAL.items() if name not in uses}
     if data not in IMAGES:
         unused |= dict.fromkeys(_OF_CLASSES, f"--data {data} has no classes")
+        unused["mirrored"] = f"--data {data} has no images"
         unused["norm_policy"] = f"the network for --data {data} has no batch norm"
     if data in ENVIRONMENTS:
         unused |= dict.fromkeys(_OF_EXAMPLES, f"--data {data} is learned from by acting, not from examples")
@@ -251,6 +252,7 @@ def unused_options(algorithm: str, data: str) -> dict[str, str]:
         unused["path"] = f"--data {data} is built in"
     if data != "omniglot":
         unused["split"] = f"--data {data} has its own split"
+        unused["trainval"] = f"--data {data} keeps the classes of validation out of training"
     return unused
 
 

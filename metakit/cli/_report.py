@@ -59,6 +59,10 @@ def report(
         f"- Test: {tasks_in_words(chosen)}",
         f"- Batch norm: {_policy(chosen)}",
     ]
+    if chosen.trainval:
+        lines.append("- Learner: the last one, since the classes of validation were trained on")
+    if chosen.start_from is not None:
+        lines.append(f"- Start: the learner of {chosen.start_from}")
     if "inner_steps" in known.uses:
         lines.append(f"- Inner steps: {chosen.inner_steps} in training, {chosen.test_inner_steps} in the test")
     lines += [
@@ -120,7 +124,7 @@ def as_command(chosen: Settings) -> str:
         value = getattr(chosen, field.name)
         # How many cores there are is not the preset's to say.
         if value != getattr(usual, field.name) or (field.name == "devices" and value > 1):
-            words += [option(field.name), str(value)]
+            words += [option(field.name)] if value is True else [option(field.name), str(value)]
     return shlex.join([*words, *smoke])
 
 

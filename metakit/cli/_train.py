@@ -9,11 +9,10 @@ import jax
 from rich.console import Console
 
 from metakit import evaluate, train
-from metakit._hyperparameter import trainable
 from metakit.sharding import task_mesh
 
 from . import _pictures
-from ._algorithms import ALGORITHMS, as_tested, build_learner, form_of
+from ._algorithms import ALGORITHMS, as_tested, form_of
 from ._assess import Assessment, assess, by_inner_steps, try_out
 from ._config import Settings, Train, explicit, settings
 from ._data import Data, load
@@ -23,6 +22,7 @@ from ._presets import check_given, default_data, preset
 from ._refusals import as_usage
 from ._report import as_command, as_record, report, show_table
 from ._run_folder import RunFolder, create, resume, write
+from ._start import first_learner, initial_state
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -37,7 +37,7 @@ def run(options: Train, console: Console) -> int:
         # Before the folder is made: a wrong path or option leaves nothing behind.
         data = load(chosen, download=options.download)
         with as_usage():
-            learner = initial_state(chosen, data)[1].learner
+            learner = first_learner(chosen, data)
         with as_usage("test_"):
             try_out(chosen, data, learner)
         folder = create(options, chosen)
@@ -65,7 +65,9 @@ def _run(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> i
     if result.interrupted:
         _say_how_to_continue(chosen, folder, console)
         return INTERRUPTED
-    finish(chosen, data, folder, result.best_learner, console, started)
+    # A validation on classes that were trained on chooses nothing.
+    learner = result.state.learner if chosen.trainval and result.state is not None else result.best_learner
+    finish(chosen, data, folder, learner, console, started)
     return 0
 
 
@@ -75,16 +77,7 @@ def _say_how_to_continue(chosen: Settings, folder: RunFolder, console: Console) 
     )
 
 
-def initial_state(chosen: Settings, data: Data) -> tuple[Any, train.TrainState]:
-    """Learner, optimiser and training state at step 0."""
-    optimiser = ALGORITHMS[chosen.algorithm].optimiser(chosen)
-    learner = build_learner(chosen, data.pools.get("train"), jax.random.key(chosen.seed))
-    state = train.init(learner, optimiser, key=jax.random.fold_in(jax.random.key(chosen.seed), 1), trainable=trainable)
-    return optimiser, state
-
-
 def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> train.FitResult:
-    optimiser, state = initial_state(chosen, data)
     algorithm, form = ALGORITHMS[chosen.algorithm].algorithm, form_of(chosen)
     validation_key = jax.random.fold_in(jax.random.key(chosen.seed), 2)
 
@@ -105,6 +98,9 @@ def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> t
         display,
     ):
         folder.rewind(checkpoints.latest_step or 0)
+        # A resumed run has its learner in its own folder.
+        first = first_learner(chosen, data) if checkpoints.latest_step is None else None
+        optimiser, state = initial_state(chosen, data, first)
         return train.fit(
             algorithm,
             optimiser,

@@ -16,7 +16,7 @@ import tyro
 from PIL import Image
 
 import metakit as mk
-from metakit.cli import _data, _evaluate, _run_folder, _train, main
+from metakit.cli import _data, _evaluate, _run_folder, _start, _train, main
 from metakit.cli._algorithms import ALGORITHMS, OPTIONAL, as_tested, build_learner, form_of
 from metakit.cli._assess import try_out
 from metakit.cli._config import DATA, ENVIRONMENTS, Train, UsageError, explicit, settings
@@ -359,6 +359,21 @@ REFUSED = {
     ),
     "unused path": (["train", "maml", "--path", "."], 2, "--path would not be used: --data glyphs is built in"),
     "unused split": (["train", "maml", "--split", "lake"], 2, "--split would not be used"),
+    "trainval without it": (
+        ["train", "maml", "--trainval"],
+        2,
+        "--trainval would not be used: --data glyphs keeps the",
+    ),
+    "mirrored lines": (
+        ["train", "maml", "--data", "linear", "--mirrored"],
+        2,
+        "--mirrored .*: --data linear has no images",
+    ),
+    "no run to start from": (
+        ["train", "maml", "--start-from", "/nowhere/at/all"],
+        2,
+        "/nowhere/at/all is no run folder",
+    ),
     "devices": (["train", "maml", "--devices", "3"], 2, "--meta-batch 8 must be a multiple of --devices 3"),
     "more test steps than rates": (
         ["train", "mamlpp", "--test-inner-steps", "9"],
@@ -529,6 +544,127 @@ def test_a_folder_is_dealt_once(tmp_path, drawings, monkeypatch, capsys):
     assert "3 were kept from training" in re.sub(r"\s+", " ", capsys.readouterr().err)
     with pytest.raises(AssertionError, match="assessed"):
         main(["evaluate", str(run), "--way", "2", "--path", str(moved)])
+
+
+def test_omniglot_s_training_classes(monkeypatch):
+    """Catches test or validation images that are mirrored, training without the classes that were asked for, and a
+    report that does not say so."""
+
+    def omniglot(path, *, split, part, size, rotations, download):
+        count = {"train": 40, "val": 8, "trainval": 48, "test": 12}[part]
+        return mk.tasks.ImagePool(np.zeros((count, 20, 1, 28, 28), "uint8"), names=[f"{part}{i}" for i in range(count)])
+
+    monkeypatch.setattr(mk.tasks, "omniglot", omniglot)
+    chosen = settings(
+        Train("reptile", "omniglot", trainval=True, mirrored=True), "omniglot", preset("reptile", "omniglot")
+    )
+    data = _data.load(chosen)
+    assert {part: len(pool.names) for part, pool in data.pools.items()} == {"train": 96, "val": 8, "test": 12}
+    assert data.pools["train"].names[:2] == ("trainval0", "trainval0/mirrored")
+    assert "those of val and mirror images among those of train" in data.about
+    assert as_command(chosen).startswith("metakit train reptile --data omniglot --trainval --mirrored")
+    assert "True" not in as_command(chosen)
+    plain = _data.load(dataclasses.replace(chosen, trainval=False, mirrored=False))
+    assert len(plain.pools["train"].names) == 40
+    assert "among" not in plain.about
+
+
+@pytest.mark.parametrize(("trainval", "expected"), [(False, 64), (True, 72)])
+def test_lake_s_training_classes(monkeypatch, trainval, expected):
+    """Catches validation characters that are trained on unasked, or left out though they were asked for."""
+
+    def omniglot(path, *, split, part, size, rotations, download):
+        return mk.tasks.ImagePool(np.zeros((18, 20, 1, 28, 28), "uint8"))
+
+    monkeypatch.setattr(mk.tasks, "omniglot", omniglot)
+    chosen = settings(
+        Train("maml", "omniglot", split="lake", trainval=trainval), "omniglot", preset("maml", "omniglot")
+    )
+    pools = _data.load(chosen).pools
+    assert (len(pools["train"].names), len(pools["val"].names)) == (expected, 8)
+
+
+def arrays(learner):
+    return jax.tree.leaves(eqx.filter(learner, eqx.is_array))
+
+
+def test_a_run_starts_from_another_s_best_learner(tmp_path, linear_run, monkeypatch):
+    """Catches --start-from that trains a fresh learner, at once or after a stop before the first checkpoint."""
+    trained, run, given = _run_folder.open_run(linear_run)[1], tmp_path / "run", []
+
+    def stop(algorithm, optimiser, state, *args, **kwargs):
+        given.append(state.learner)
+        raise KeyboardInterrupt
+
+    resume = ["train", "maml", "--resume", str(run), "--no-compilation-cache"]
+    with monkeypatch.context() as patch:
+        patch.setattr(mk.train, "fit", stop)
+        assert main([*LINEAR, "--start-from", str(linear_run), "--run", str(run)]) == _train.INTERRUPTED
+        assert main(resume) == _train.INTERRUPTED
+    data = _data.load(trained)
+    best, fresh = (
+        _start.trained_learner(_run_folder.RunFolder(linear_run), trained, data),
+        _start.first_learner(trained, data),
+    )
+    for learner in given:
+        assert all(np.array_equal(a, b) for a, b in zip(arrays(learner), arrays(best), strict=True))
+        assert not all(np.array_equal(a, b) for a, b in zip(arrays(learner), arrays(fresh), strict=True))
+    assert main(resume) == 0
+    assert f"- Start: the learner of {linear_run}" in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "fomaml"], "is a run with algorithm maml; this one has fomaml"),
+        (
+            ["train", "maml", "--inner-rate", "0.5"],
+            "is a run with --inner-rate 0.01; this one has 0.5. Give it 0.01 too",
+        ),
+    ],
+)
+def test_a_run_of_other_settings_is_no_start(linear_run, words, message, tmp_path, monkeypatch, capsys):
+    """Catches an option that has no effect, since the learner that training starts from holds another value."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, *LINEAR[2:], "--start-from", str(linear_run)]) == 2
+    assert message in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_another_network_is_no_start():
+    """Catches weights of another shape that are met inside a compiled step."""
+    pool = mk.tasks.ImagePool(np.zeros((30, 20, 1, 28, 28), "uint8"))
+    chosen = settings(Train("maml", "glyphs"), "glyphs", preset("maml", "glyphs"))
+    ours, theirs = (build_learner(dataclasses.replace(chosen, way=way), pool, jax.random.key(0)) for way in (5, 3))
+    with pytest.raises(
+        UsageError, match=r"--start-from run holds another network: it has .* 3\] where this run has .* 5\]"
+    ):
+        _start._filled(ours, theirs, "--start-from run")
+
+
+@pytest.mark.parametrize(("trainval", "expected"), [(False, "best"), (True, "last")])
+def test_the_last_learner_is_tested_where_validation_classes_were_trained_on(
+    tmp_path, linear_run, monkeypatch, trainval, expected
+):
+    """Catches a learner that is chosen by a validation on its own training classes."""
+    chosen = dataclasses.replace(_run_folder.open_run(linear_run)[1], trainval=trainval)
+    data, folder, tested = _data.load(chosen), _run_folder.RunFolder(tmp_path), []
+    best = mk.train.Best(
+        jax.tree.map(lambda v: v + 1 if eqx.is_inexact_array(v) else v, _start.first_learner(chosen, data)), 0.0, 2
+    )
+
+    def fit(*args, checkpoints, **kwargs):
+        _, state = _start.initial_state(chosen, data)
+        checkpoints.save(state, best)
+        return mk.train.FitResult(state, best.learner, 0.0, (), False)
+
+    monkeypatch.setattr(mk.train, "fit", fit)
+    monkeypatch.setattr(_train, "finish", lambda chosen, data, folder, learner, *rest: tested.append(learner))
+    assert _train._run(chosen, data, folder, _train.Console(quiet=True)) == 0
+    tested.append(_start.trained_learner(folder, chosen, data))
+    right = {"best": best.learner, "last": _start.first_learner(chosen, data)}[expected]
+    for learner in tested:
+        assert all(np.array_equal(a, b) for a, b in zip(arrays(learner), arrays(right), strict=True))
 
 
 @pytest.mark.parametrize(("data", "moves"), [("omniglot", True), ("glyphs", False)])
