@@ -17,7 +17,8 @@ def compiler_options() -> dict[str, str]:
     """Options for `jax.jit` under which convolutional networks run faster on the default platform.
 
     On a CPU, XLA's usual choice for a convolution keeps one core busy; these options choose another that uses all of
-    them. Elsewhere, and where this JAX does not know the option, there are none. `mk.train` and `mk.evaluate` use
+    them. Elsewhere, and where this JAX does not know the option, there are none; nor are there any where the CPU shows
+    as several devices, which this other choice lets write into each other's results. `mk.train` and `mk.evaluate` use
     them; pass them to an outermost `jit` of your own.
 
     **Returns:** a dictionary for `compiler_options`, possibly empty.
@@ -32,7 +33,9 @@ def compiler_options() -> dict[str, str]:
 
 @functools.cache
 def _known_options() -> dict[str, str]:
-    if jax.default_backend() != "cpu":
+    # Several devices of one process, each with a convolution that uses all cores, mix up rows of their results
+    # (JAX 0.10.2; docs/performance.md). With a device for each core, XLA's usual choice is the right one anyway.
+    if jax.default_backend() != "cpu" or jax.local_device_count() > 1:
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=_CPU)()
