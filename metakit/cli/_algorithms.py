@@ -114,8 +114,8 @@ class Entry:
     - `images`: what images become for it.
     - `fixed_way`: whether its network is built for one number of classes.
     - `optimiser`: of the outer loop.
-    - `rule`: makes what an outer step is, as in `mk.train.fit`; when asked, since it may hold arrays, and JAX takes no
-      number of devices after its first.
+    - `rule`: makes what an outer step is, as in `mk.train.fit`. A function, so that importing this makes no array: JAX
+      fixes the number of devices at the first.
     - `anneal`: a schedule of the learner's own numbers, as in `mk.train.fit`; mostly none.
     - `as_tested`: the learner as it is tested, where that differs; from settings, learner and training images.
     - `untrained`: how a learner that was not meta-trained does its best: what that is, and the learner.

@@ -37,6 +37,7 @@ def _one_of(choices: Any) -> object:
 
 Whole = Annotated[int | None, _left_out("INT")]
 Number = Annotated[float | None, _left_out("FLOAT")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # a run that continues has it, or has it not
 Path = Annotated[pathlib.Path | None, _left_out("PATH")]
 
 
@@ -56,12 +57,12 @@ class Train:
     """Fetch Omniglot's archives into --path (or the cache) if they are not there."""
     split: Annotated[Split | None, _one_of(Split)] = None
     """Omniglot's split: vinyals, lake or seeded."""
-    trainval: bool = False
+    trainval: Flag = False
     """Omniglot: train on the validation classes too, as many published models do; the last learner is then tested."""
-    mirrored: bool = False
+    mirrored: Flag = False
     """Train on the mirror image of each class as a class of its own too."""
     start_from: Path = None
-    """Run folder whose learner to start from; training is on other tasks with another --seed."""
+    """Run folder whose learner to start from; another --seed draws other tasks."""
     way: Whole = None
     """Classes in a training episode."""
     shot: Whole = None
@@ -121,7 +122,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Evaluate the best learner of a run on its test tasks, or on others."""
+    """Evaluate the learner of a run on its test tasks, or on others."""
 
     run: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""

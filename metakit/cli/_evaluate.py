@@ -1,4 +1,4 @@
-"""`metakit evaluate`: the best learner of a run, on its own test tasks or on others."""
+"""`metakit evaluate`: the learner that a run was tested with, on its own test tasks or on others."""
 
 import dataclasses
 import shlex

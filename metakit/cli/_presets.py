@@ -252,7 +252,7 @@ def unused_options(algorithm: str, data: str) -> dict[str, str]:
         unused["path"] = f"--data {data} is built in"
     if data != "omniglot":
         unused["split"] = f"--data {data} has its own split"
-        unused["trainval"] = f"--data {data} keeps the classes of validation out of training"
+        unused["trainval"] = "only Omniglot is published with a training set that has the classes of validation"
     return unused
 
 

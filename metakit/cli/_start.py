@@ -10,7 +10,7 @@ import jax
 from metakit import train
 from metakit._hyperparameter import trainable
 
-from ._algorithms import ALGORITHMS, build_learner
+from ._algorithms import ALGORITHMS, build_learner, entry
 from ._config import Settings, UsageError, option
 from ._data import Data
 from ._run_folder import RunFolder, open_run
@@ -32,10 +32,13 @@ def trained_learner(folder: RunFolder, trained: Settings, data: Data) -> Any:
     """The learner that a run is tested with: the best by validation.
 
     Where the classes of validation were trained on, a validation chooses nothing, and it is the last."""
+    none_yet = UsageError(f"{folder.path} holds no checkpoint yet. Continue it with --resume {folder.path}.")
+    if not folder.checkpoints.exists():
+        raise none_yet
     _, template = initial_state(trained, data)
     with train.Checkpoints(folder.checkpoints) as checkpoints:
         if checkpoints.latest_step is None:
-            raise UsageError(f"{folder.path} holds no checkpoint yet. Continue it with --resume {folder.path}.")
+            raise none_yet
         best = None if trained.trainval else checkpoints.restore_best(template.learner)
         return checkpoints.restore(template).learner if best is None else best.learner
 
@@ -47,17 +50,33 @@ def first_learner(chosen: Settings, data: Data) -> Any:
         return fresh
     start = f"--start-from {chosen.start_from}"
     folder, trained = open_run(pathlib.Path(chosen.start_from))
-    # What a learner holds beside its weights; training it on must not leave an option without effect.
-    for name in ("algorithm", "inner_rate", "scale"):
-        theirs, ours = getattr(trained, name), getattr(chosen, name)
-        if theirs != ours:
-            what = name if name == "algorithm" else option(name)
-            raise UsageError(f"{start} is a run with {what} {theirs}; this one has {ours}. Give it {theirs} too.")
+    _check_agreement(chosen, trained, start)
     try:
         learner = trained_learner(folder, trained, data)
     except train.CheckpointError as error:
-        raise UsageError(f"{start} is a run on other images or curves. {error}") from error
+        raise UsageError(f"{start}: {error}") from error
     return _filled(fresh, learner, start)
+
+
+def _check_agreement(chosen: Settings, trained: Settings, start: str) -> None:
+    """Refuse a start that would leave an option without effect, or have seen the test's classes."""
+    if trained.algorithm != chosen.algorithm:
+        raise UsageError(f"{start} is a run of {trained.algorithm}; this is one of {chosen.algorithm}.")
+    # What a learner holds as numbers beside its weights.
+    held = [name for name in ("inner_rate", "scale") if name in entry(chosen.algorithm).uses]
+    if chosen.algorithm == "rl-maml":  # a rate for each step
+        held += ["inner_steps", "test_inner_steps"]
+    # What decides which classes are for what.
+    dealt = {"omniglot": ["split"], "folder": ["path", "seed", "test_way"]} if chosen.data == trained.data else {}
+    for name in held + dealt.get(chosen.data, []):
+        theirs, ours = getattr(trained, name), getattr(chosen, name)
+        if theirs != ours:
+            why = "the learner holds it" if name in held else "another one would test on classes that it was trained on"
+            raise UsageError(f"{start} has {option(name)} {theirs}, this run {ours}: {why}. Give it {theirs} too.")
+    if chosen.data == trained.data and trained.trainval and not chosen.trainval:
+        raise UsageError(
+            f"{start} was trained on the classes of validation, which can choose nothing here. Add --trainval."
+        )
 
 
 def _filled(fresh: Any, learner: Any, start: str) -> Any:

@@ -65,8 +65,9 @@ def _run(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> i
     if result.interrupted:
         _say_how_to_continue(chosen, folder, console)
         return INTERRUPTED
-    # A validation on classes that were trained on chooses nothing.
-    learner = result.state.learner if chosen.trainval and result.state is not None else result.best_learner
+    assert result.state is not None
+    # As in `trained_learner`: a validation on classes that were trained on chooses nothing.
+    learner = result.state.learner if chosen.trainval else result.best_learner
     finish(chosen, data, folder, learner, console, started)
     return 0
 
@@ -130,7 +131,7 @@ def _log(folder: RunFolder, event: train.Event) -> None:
 
 
 def finish(chosen: Settings, data: Data, folder: RunFolder, learner: Any, console: Console, started: float) -> None:
-    """Test the best learner, draw the pictures and write the report."""
+    """Test the learner, draw the pictures and write the report."""
     key = jax.random.fold_in(jax.random.key(chosen.seed), 3)
     assessment = assess(chosen, data, learner, key)
     by_steps = by_inner_steps(chosen, data, learner, key)

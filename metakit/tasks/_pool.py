@@ -116,6 +116,8 @@ def mirrored(pool: ImagePool) -> ImagePool:
 
     **Returns:** a pool of twice as many classes and bytes.
 
+    **Raises:** `ValueError` for a pool that is mirrored already, whose classes would come twice.
+
     >>> import numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((3, 20, 1, 28, 28), "uint8"))
     >>> mk.tasks.mirrored(pool).names[:3]
@@ -124,8 +126,11 @@ def mirrored(pool: ImagePool) -> ImagePool:
     24
 
     Published results on Omniglot have the quarter turns of `rotated` alone, so say it beside a number that this
-    pool helped to make. Do not test on it: a class and its mirror image look more alike than two characters.
+    pool helped to make. Do not test on it: of a character that is symmetric both classes are the same.
     """
+    twice = next((name for name in pool.names if name.endswith("/mirrored")), None)
+    if twice is not None:
+        raise ValueError(f"pool is mirrored already: it holds {twice!r}, whose mirror image is there too.")
     both = jnp.stack([pool.images, pool.images[..., ::-1]], axis=1)
     return ImagePool(
         both.reshape((-1, *pool.images.shape[1:])),

@@ -1,5 +1,6 @@
 """The command line as a user meets it: run folders, resuming, errors."""
 
+import contextlib
 import dataclasses
 import errno
 import importlib.metadata
@@ -362,7 +363,7 @@ REFUSED = {
     "trainval without it": (
         ["train", "maml", "--trainval"],
         2,
-        "--trainval would not be used: --data glyphs keeps the",
+        "--trainval would not be used: only Omniglot",
     ),
     "mirrored lines": (
         ["train", "maml", "--data", "linear", "--mirrored"],
@@ -616,10 +617,10 @@ def test_a_run_starts_from_another_s_best_learner(tmp_path, linear_run, monkeypa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "fomaml"], "is a run with algorithm maml; this one has fomaml"),
+        (["train", "fomaml"], "is a run of maml; this is one of fomaml"),
         (
             ["train", "maml", "--inner-rate", "0.5"],
-            "is a run with --inner-rate 0.01; this one has 0.5. Give it 0.01 too",
+            "has --inner-rate 0.01, this run 0.5: the learner holds it. Give it 0.01 too",
         ),
     ],
 )
@@ -640,6 +641,31 @@ def test_a_run_of_another_network_is_no_start():
         UsageError, match=r"--start-from run holds another network: it has .* 3\] where this run has .* 5\]"
     ):
         _start._filled(ours, theirs, "--start-from run")
+
+
+@pytest.mark.parametrize(
+    ("data", "theirs", "ours", "message"),
+    [
+        ("omniglot", {"split": "lake"}, {}, "has --split lake, this run vinyals: another one would test on classes"),
+        ("omniglot", {"trainval": True}, {}, "has seen the classes of validation.* Add --trainval"),
+        ("folder", {"seed": 1}, {}, "has --seed 1, this run 0: another one would test on classes"),
+        ("omniglot", {"trainval": True}, {"trainval": True}, None),
+        ("glyphs", {"seed": 1}, {}, None),
+    ],
+)
+def test_a_start_has_not_seen_the_test_s_classes(data, theirs, ours, message):
+    """Catches a test on classes that the learner was trained on in the run before."""
+    usual = settings(Train("prototypical", data, scale=1.0), data, preset("prototypical", data))
+    one, other = dataclasses.replace(usual, **ours), dataclasses.replace(usual, **theirs)
+    with pytest.raises(UsageError, match=message) if message else contextlib.nullcontext():
+        _start._check_agreement(one, other, "--start-from run")
+
+
+def test_a_run_without_checkpoints_is_no_start(tmp_path, linear_run):
+    """Catches the record of a checkpoint folder that is asked for where training never came to one."""
+    _, chosen = _run_folder.open_run(linear_run)
+    with pytest.raises(UsageError, match=r"holds no checkpoint yet\. Continue it with --resume"):
+        _start.trained_learner(_run_folder.RunFolder(tmp_path), chosen, _data.load(chosen))
 
 
 @pytest.mark.parametrize(("trainval", "expected"), [(False, "best"), (True, "last")])

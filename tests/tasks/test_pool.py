@@ -66,6 +66,12 @@ def test_mirror_images_are_classes_beside_their_own():
     np.testing.assert_array_equal(pool.images[1::2], images[:, :, :, :, [5, 4, 3, 2, 1, 0]])
 
 
+def test_mirrored_twice_is_refused():
+    """Bug: every class twice, so that an episode can hold one class under two labels."""
+    with pytest.raises(ValueError, match="pool is mirrored already: it holds 'a/mirrored'"):
+        mirrored(mirrored(ImagePool(_images(classes=1), names=["a"])))
+
+
 def test_turned_and_mirrored_a_class_has_all_eight_symmetries():
     """Bug: two of the classes alike, as they are when images are mirrored along the axis of a turn."""
     pool = mirrored(rotated(ImagePool(_images(classes=1))))
