@@ -75,7 +75,7 @@ def _check_agreement(chosen: Settings, trained: Settings, start: str) -> None:
             raise UsageError(f"{start} has {option(name)} {theirs}, this run {ours}: {why}. Give it {theirs} too.")
     if chosen.data == trained.data and trained.trainval and not chosen.trainval:
         raise UsageError(
-            f"{start} was trained on the classes of validation, which can choose nothing here. Add --trainval."
+            f"{start} has seen the classes of validation, which could choose nothing here. Add --trainval."
         )
 
 
