@@ -18,7 +18,7 @@ def compiler_options() -> dict[str, str]:
 
     On a CPU, XLA's usual choice for a convolution keeps one core busy; these options choose another that uses all of
     them. Elsewhere, and where this JAX does not know the option, there are none; nor are there any where the CPU shows
-    as several devices, which this other choice lets write into each other's results. `mk.train` and `mk.evaluate` use
+    as several devices, which that other choice lets write into each other's results. `mk.train` and `mk.evaluate` use
     them; pass them to an outermost `jit` of your own.
 
     **Returns:** a dictionary for `compiler_options`, possibly empty.
