@@ -34,7 +34,7 @@ def compiler_options() -> dict[str, str]:
 @functools.cache
 def _known_options() -> dict[str, str]:
     # Several devices of one process, each with a convolution that uses all cores, mix up rows of their results
-    # (JAX 0.10.2; docs/performance.md). With a device for each core, XLA's usual choice is the right one anyway.
+    # (JAX 0.10.2; docs/performance.md, which has the price too).
     if jax.default_backend() != "cpu" or jax.local_device_count() > 1:
         return {}
     try:
