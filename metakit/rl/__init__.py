@@ -24,4 +24,9 @@ from ._surrogates import (
     clipped_surrogate as clipped_surrogate,
     policy_surrogate as policy_surrogate,
 )
-from ._trajectories import Trajectories as Trajectories, as_data as as_data, masked_mean as masked_mean
+from ._trajectories import (
+    Trajectories as Trajectories,
+    as_data as as_data,
+    check_actions as check_actions,
+    masked_mean as masked_mean,
+)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from metakit._environment import Actions, Continuous, Discrete
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
@@ -24,7 +25,15 @@ class AbstractDistribution(eqx.Module):
     - `log_prob(actions)`: natural logarithm of the probability (or density) of given actions.
     - `entropy()`: in nats.
     - `divergence(other)`: the Kullback-Leibler divergence from this one to `other`, in nats.
+
+    and, if you wish, the property `actions`: the `mk.Discrete` or `mk.Continuous` that it is over. Given actions and
+    environments are then checked against it; `None`, the default, checks nothing.
     """
+
+    @property
+    def actions(self) -> Actions | None:
+        """What it is over, if that is known."""
+        return None
 
     @abc.abstractmethod
     def sample(self, key: PRNGKey) -> Array:
@@ -64,6 +73,10 @@ class Categorical(AbstractDistribution):
 
     logits: Float[Array, "*batch actions"]
 
+    @property
+    def actions(self) -> Discrete:
+        return Discrete(self.logits.shape[-1])
+
     def sample(self, key: PRNGKey) -> Int[Array, "*batch"]:
         return jax.random.categorical(key, jax.lax.stop_gradient(self.logits)).astype(jnp.int32)
 
@@ -100,6 +113,8 @@ class DiagonalGaussian(AbstractDistribution):
 
     **Arguments:** `mean`, $\mu$, and `log_std`, $\log \sigma$, both `[*batch, size]`.
 
+    **Raises:** `ValueError` in `log_prob`, for actions of another size.
+
     >>> import jax.numpy as jnp
     >>> f"{DiagonalGaussian(jnp.zeros(2), jnp.zeros(2)).log_prob(jnp.zeros(2)):.4f}"
     '-1.8379'
@@ -107,6 +122,10 @@ class DiagonalGaussian(AbstractDistribution):
 
     mean: Float[Array, "*batch size"]
     log_std: Float[Array, "*batch size"]
+
+    @property
+    def actions(self) -> Continuous:
+        return Continuous(self.mean.shape[-1])
 
     def sample(self, key: PRNGKey) -> Float[Array, "*batch size"]:
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
@@ -117,6 +136,11 @@ class DiagonalGaussian(AbstractDistribution):
 
     @typed
     def log_prob(self, actions: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
+        if actions.shape[-1:] != self.mean.shape[-1:]:  # a single number would pass for as many as there should be
+            raise ValueError(
+                f"actions must be {list(self.mean.shape)}, {self.mean.shape[-1]} numbers each, got shape "
+                f"{list(actions.shape)}."
+            )
         z = (actions - self.mean) * jnp.exp(-self.log_std)
         return -jnp.sum(0.5 * z * z + self.log_std + 0.5 * math.log(2 * math.pi), axis=-1)
 

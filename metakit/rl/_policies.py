@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from metakit._environment import Actions, Continuous, Discrete
+from metakit._environment import Actions, Continuous
 from metakit._tree import as_float_array
 from metakit._typecheck import typed
 
@@ -112,11 +112,8 @@ def check_fits(distribution: Any, actions: Actions) -> None:
             f"a policy must return an mk.rl distribution, got {type(distribution).__name__}. Wrap the network: "
             "mk.rl.CategoricalPolicy(network) or mk.rl.GaussianPolicy(network, size)."
         )
-    for kind, space, leaf in ((Categorical, Discrete, "logits"), (DiagonalGaussian, Continuous, "mean")):
-        if isinstance(distribution, kind):
-            size = getattr(distribution, leaf).shape[-1]
-            if not isinstance(actions, space) or actions.size != size:
-                raise ValueError(
-                    f"the policy acts in {space.__name__}({size}), but the environment's actions are {actions}. Build "
-                    f"the policy with an output for each of the environment's actions ({actions.size})."
-                )
+    if distribution.actions not in (None, actions):
+        raise ValueError(
+            f"the policy acts in {distribution.actions}, but the environment's actions are {actions}. Build the policy "
+            f"with an output for each of the environment's actions ({actions.size})."
+        )

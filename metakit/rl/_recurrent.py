@@ -6,13 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from metakit._environment import Actions
 from metakit._types import Scalar
 
-from ._trajectories import Trajectories
+from ._trajectories import Trajectories, check_actions
 
 
 class Token(eqx.Module):
@@ -104,7 +103,7 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
     >>> seen.action.shape, seen.done.tolist()
     ((5, 2), [0.0, 1.0, 1.0, 1.0, 1.0])
     """
-    _check_actions(trajectories.actions, actions)
+    check_actions(trajectories.actions, actions)
     over = ~trajectories.mask[:, 1:]
     done = jnp.concatenate([over, jnp.ones_like(trajectories.mask[:, :1])], axis=1)
 
@@ -123,19 +122,3 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
     return eqx.tree_at(lambda t: t.observation, seen, observations), eqx.tree_at(
         lambda t: t.observation, last, first.observation
     )
-
-
-def _check_actions(taken: Array, actions: Actions) -> None:
-    try:
-        valid = jax.vmap(jax.vmap(actions.check))(taken)
-    except ValueError as error:  # in the words of `step`, which the caller has not called
-        raise ValueError(
-            f"the trajectories hold actions of dtype {taken.dtype} and shape {list(taken.shape)}, which are not of "
-            f"{actions}. Collect them in the policy's own environment."
-        ) from error
-    if not isinstance(valid, Tracer) and not valid.all():
-        episode, step = (int(index[0]) for index in jnp.nonzero(~valid))
-        raise ValueError(
-            f"the trajectories hold an action that is not of {actions}: {taken[episode, step]} in episode {episode}, "
-            f"step {step}. Collect them in the policy's own environment."
-        )

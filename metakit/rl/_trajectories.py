@@ -5,9 +5,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Shaped
 
+from metakit._environment import Actions
 from metakit._typecheck import typed
+from metakit._types import Flag
 
 from ._distributions import AbstractDistribution
 
@@ -99,3 +102,44 @@ def as_data(tree: Any) -> Any:
     3.0
     """
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+
+
+@typed
+def check_actions(
+    taken: Shaped[Array, "episodes horizon *action"],
+    actions: Actions,
+    mask: Bool[Array, "episodes horizon"] | None = None,
+) -> Flag:
+    """Whether all actions of some trajectories are of a kind.
+
+    **Arguments:**
+
+    - `taken`: the `actions` of `Trajectories`.
+    - `actions`: what they should be of, such as the environment's or a distribution's `actions`.
+    - `mask`: which of them matter; default all.
+
+    **Returns:** a Boolean scalar for use in compiled code, where nothing can raise.
+
+    **Raises:** `ValueError` for actions of another dtype or shape, and, outside compiled code, for one out of range,
+    with its episode and step.
+
+    >>> import jax.numpy as jnp, metakit as mk
+    >>> bool(mk.rl.check_actions(jnp.array([[0, 1, 1]]), mk.Discrete(2)))
+    True
+    """
+    try:
+        valid = jax.vmap(jax.vmap(actions.check))(taken)
+    except ValueError as error:  # in the words of `step`, which the caller has not called
+        raise ValueError(
+            f"the trajectories hold actions of dtype {taken.dtype} and shape {list(taken.shape)}, which are not of "
+            f"{actions}. Collect them in the policy's own environment."
+        ) from error
+    if mask is not None:
+        valid = valid | ~mask
+    if not isinstance(valid, Tracer) and not valid.all():
+        episode, step = (int(index[0]) for index in jnp.nonzero(~valid))
+        raise ValueError(
+            f"the trajectories hold an action that is not of {actions}: {taken[episode, step]} in episode {episode}, "
+            f"step {step}. Collect them in the policy's own environment."
+        )
+    return jnp.all(valid)

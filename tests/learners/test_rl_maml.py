@@ -243,6 +243,57 @@ def test_refused(call, error, message):
         call()
 
 
+@pytest.mark.parametrize(
+    ("taken", "message"),
+    [
+        (3, r"not of Discrete\(size=3\): 3 in episode 1, step 0"),
+        (-1, "-1 in episode 1"),
+        (0.5, r"of dtype float64 and shape \[8, 1\], which are not of Discrete"),
+    ],
+)
+@pytest.mark.parametrize("surrogate", ["ratio", "logp"])
+def test_actions_out_of_range_are_refused(taken, message, surrogate):
+    """Its probability is NaN, but not the gradient of that, and an inner loop looks at gradients alone: it went on as
+    if the action had not been."""
+    subject, batch = learner(surrogate=surrogate, standardise=True), counted(PAYS)
+    wrong = eqx.tree_at(lambda b: b.actions, batch, jnp.asarray(batch.actions, type(taken)).at[1].set(taken))
+    loss = eqx.filter_jit(eqx.filter_value_and_grad(mk.rl_maml.meta_loss))
+    for support, query in [(wrong, batch), (batch, wrong)]:
+        data = mk.rl_maml.Experience((support,), query)
+        with pytest.raises(ValueError, match=message):
+            mk.rl_maml.meta_loss(subject, data)
+        if isinstance(taken, int):  # compiled, where nothing can raise
+            value, gradient = loss(subject, data)
+            assert jnp.isnan(value)
+            assert jnp.isnan(gradient.policy.theta).all()
+    with pytest.raises(ValueError, match=message):
+        mk.rl_maml.adapt(subject, (wrong,))
+    if isinstance(taken, int):
+        assert jnp.isnan(eqx.filter_jit(mk.rl_maml.adapt)(subject, (wrong,)).policy.theta).all()
+
+
+def test_actions_of_steps_that_did_not_take_place_do_not_matter():
+    """An episode that ended early is filled up with anything: a check that refused it would refuse good data."""
+    subject, batch = learner(), counted(PAYS)
+    ended = eqx.tree_at(lambda b: b.mask, batch, batch.mask.at[2].set(False))
+    filled = eqx.tree_at(lambda b: b.actions, ended, batch.actions.at[2].set(7))
+    adapted = [mk.rl_maml.adapt(subject, (b,)).policy.theta for b in (ended, filled)]
+    np.testing.assert_array_equal(*adapted)
+    assert jnp.isfinite(adapted[0]).all()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_vectors_of_another_size_are_refused(size):
+    """One number instead of two, which broadcasts."""
+    subject = navigator()
+    data = mk.rl_maml.collect(subject, mk.tasks.Navigation([0.3, 0.1], 5), KEY)
+    wrong = eqx.tree_at(lambda b: b.actions, data.support[0], data.support[0].actions[..., :1].repeat(size, -1))
+    with pytest.raises(ValueError, match=r"which are not of Continuous\(size=2\)"):
+        mk.rl_maml.adapt(subject, (wrong,))
+    with pytest.raises(ValueError, match="2 numbers each, got shape"):
+        data.query.behaviour.log_prob(wrong.actions)
+
+
 def test_other_tasks_and_batches_are_refused():
     """An episode of supervised learning, which has no rewards; and batches that cannot be steps of one loop."""
     examples = mk.Examples(jnp.ones((2, 1)), jnp.ones((2, 1)))

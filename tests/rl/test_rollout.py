@@ -141,12 +141,12 @@ class Liar(Counting):
         (
             lambda: mk.rl.rollout(policy(), Counting(jnp.asarray(3.0), actions=mk.Discrete(4)), KEY, num_episodes=1),
             ValueError,
-            r"acts in Discrete\(3\).*Discrete\(size=4\)",
+            r"acts in Discrete\(size=3\).*Discrete\(size=4\)",
         ),
         (
             lambda: mk.rl.rollout(policy(), mk.tasks.Navigation([0.1, 0.1]), KEY, num_episodes=1),
             ValueError,
-            r"acts in Discrete\(3\).*Continuous\(size=2\)",
+            r"acts in Discrete\(size=3\).*Continuous\(size=2\)",
         ),
         (
             lambda: mk.rl.rollout(mk.nn.Linear(2, 3, key=KEY), counting(3), KEY, num_episodes=1),

@@ -80,8 +80,9 @@ def adapt(learner: RLMAML, support: Trajectories | tuple[Trajectories, ...], key
 
     **Returns:** an `Adapted` for `predict`.
 
-    **Raises:** `ValueError` when the policy does not fit the observations, for batches of different shapes, or for more
-    than the solver has rates for.
+    **Raises:** `ValueError` when the policy does not fit the observations, for batches of different shapes, for more
+    than the solver has rates for, or for actions that the policy cannot take. In compiled code, where nothing can
+    raise, one out of range makes the policy NaN.
 
     >>> import jax, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=jax.random.key(0)))
@@ -199,8 +200,8 @@ def meta_loss(learner: RLMAML, task: AbstractEnvironment | Experience, key: PRNG
     require_task(task, Experience, "rl_maml")
     data = task if isinstance(task, Experience) else collect(learner, task, key)
     query = data.query
-    log_probs = distributions(solve(learner, data.support), query.observations).log_prob(query.actions)
     scaled = advantages(learner, query)
+    log_probs = distributions(solve(learner, data.support), query.observations).log_prob(query.actions)
     if learner.outer == "clipped":
         clip = learner.clip.value.astype(log_probs.dtype)
         return clipped_surrogate(log_probs, query.log_probs, scaled, query.mask, clip)

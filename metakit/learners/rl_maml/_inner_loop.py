@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._types import Scalar
+from metakit._types import Flag, Scalar
 from metakit.inner.select import partition
 from metakit.rl import (
     Trajectories,
+    check_actions,
     distributions,
     gae,
     linear_baseline,
@@ -31,7 +32,10 @@ class InnerArgs(eqx.Module):
 
 
 def advantages(learner: RLMAML, trajectories: Trajectories) -> Float[Array, "episodes horizon"]:
-    """Of one task's episodes, with the learner's baseline, and standardised if it says so."""
+    """Of one task's episodes, with the learner's baseline, and standardised if it says so.
+
+    All NaN where one of the policy's steps holds an action that it cannot take: its loss is NaN without this, but a
+    gradient is not."""
     rewards, mask = trajectories.rewards, trajectories.mask
     discount, decay, penalty = (
         number.value.astype(rewards.dtype)
@@ -40,7 +44,14 @@ def advantages(learner: RLMAML, trajectories: Trajectories) -> Float[Array, "epi
     linear = learner.baseline == "linear"
     values = linear_baseline(trajectories, discount, penalty) if linear else jnp.zeros_like(rewards)
     raw = jax.vmap(gae, in_axes=(0, 0, 0, None, None))(rewards, values, mask, discount, decay)
-    return standardise(raw, mask) if learner.standardise else raw
+    scaled = standardise(raw, mask) if learner.standardise else raw
+    return jnp.where(_fits(learner.policy, trajectories), scaled, jnp.full_like(scaled, jnp.nan))
+
+
+def _fits(policy: Any, trajectories: Trajectories) -> Flag:
+    """Whether the policy can take the actions of the steps that took place; raises where that is known."""
+    space = eqx.filter_eval_shape(distributions, policy, trajectories.observations).actions
+    return jnp.array(True) if space is None else check_actions(trajectories.actions, space, trajectories.mask)
 
 
 def solve(learner: RLMAML, support: tuple[Trajectories, ...]) -> Any:
