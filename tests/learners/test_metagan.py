@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import metakit as mk
-from metakit import maml, meta_lstm, metagan, prototypical, reptile
+from metakit import maml, matching, meta_lstm, metagan, prototypical, reptile, versa
 
 
 def classification(key, way=3, shot=2, queries=3):
@@ -382,6 +382,12 @@ def test_training_helps_and_both_players_play():
         (lambda: against(maml, MAML, encoder=None), TypeError, r"encoder must be a network.*got NoneType"),
         (lambda: against(maml, MAML, loss=0.5), TypeError, r"loss must be an mk.metagan.DiscriminatorLoss, got float"),
         (lambda: against(maml, MAML, noise_size=0), ValueError, r"noise_size must be at least 1, got 0"),
+        (lambda: against(matching, matching.Matching(lambda x: x)), ValueError, r"base is Matching.*no gradient"),
+        (
+            lambda: against(versa, versa.Versa(lambda x: x, amortiser=versa.Amortiser(4, key=KEY))),
+            ValueError,
+            r"base is Versa, .*no gradient",
+        ),
         (lambda: against(maml, MAML, num_fakes=-1), ValueError, r"num_fakes must be at least 0, got -1"),
         (
             lambda: against(prototypical, PROTOTYPICAL, adapt_to_fakes=True),

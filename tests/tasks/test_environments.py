@@ -313,7 +313,9 @@ def test_a_gymnax_environment_is_a_task():
 @pytest.mark.slow
 def test_gymnax_itself():
     """A stand-in that has drifted from the package: a cart with a pole, whose length differs between tasks."""
-    gymnax = pytest.importorskip("gymnax", reason="gymnax is optional: pip install gymnax six", exc_type=ImportError)
+    gymnax = pytest.importorskip(
+        "gymnax", reason="gymnax is optional: pip install 'metakit[gymnax]'", exc_type=ImportError
+    )
     cart, _ = gymnax.make("CartPole-v1")
     sampler = mk.tasks.GymnaxEnvironments(
         cart, lambda params, key: params.replace(length=jax.random.uniform(key, minval=0.2, maxval=1.0)), horizon=30

@@ -30,8 +30,8 @@ class GymnaxEnvironment(AbstractEnvironment):
     array of real numbers; `TypeError` for something without gymnax's functions. `step` takes what `mk.Discrete` and
     `mk.Continuous` take, in the environment's own units.
 
-    **Source:** Lange 2022, gymnax, https://github.com/RobertTLange/gymnax. Tried with versions
-    0.0.9 and 1.0.1, the latter with the package six, which it imports without asking for it.
+    **Source:** Lange 2022, gymnax, https://github.com/RobertTLange/gymnax. Tried with version
+    1.0.1; `pip install 'metakit[gymnax]'` installs it, and six, which it imports without asking for it.
 
     >>> import metakit as mk
     >>> mk.tasks.GymnaxEnvironment(object(), None, horizon=10)
