@@ -195,13 +195,21 @@ def test_divergence_is_zero_at_home_and_curved():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rule", "num_steps"), [(mk.train.Epochs(3), 40), (mk.train.step, 120)], ids=["ppo", "step"])
-def test_meta_training_beats_the_untrained_policy(rule, num_steps):
-    """Everything at once: acting, adapting, and the clipped loss on short walks, in PPO's epochs and in the common
-    step; disjoint 95 % intervals after adaptation."""
+@pytest.mark.parametrize(
+    ("rule", "outer", "num_steps"),
+    [
+        (mk.train.Epochs(3), "clipped", 40),
+        (mk.train.step, "clipped", 120),
+        (mk.train.TrustRegion(0.01), "ratio", 30),
+    ],
+    ids=["ppo", "step", "trpo"],
+)
+def test_meta_training_beats_the_untrained_policy(rule, outer, num_steps):
+    """Everything at once: acting, adapting, and the loss on short walks, in PPO's epochs, in the common step and in
+    trust region steps; disjoint 95 % intervals after adaptation."""
     tasks = mk.tasks.Navigations(horizon=6)
     policy = mk.rl.GaussianPolicy(mk.nn.MLP(2, 2, 8, 1, jnp.tanh, key=KEY), 2)
-    untrained = mk.rl_maml.RLMAML(policy, inner=mk.inner.SGD(0.2), num_episodes=10, outer="clipped")
+    untrained = mk.rl_maml.RLMAML(policy, inner=mk.inner.SGD(0.2), num_episodes=10, outer=outer)
     optimiser = optax.adam(1e-2)
     state = mk.train.init(untrained, optimiser, key=jax.random.key(1))
     state, _ = mk.train.run_steps(mk.rl_maml, optimiser, state, tasks, num_steps=num_steps, meta_batch=10, rule=rule)
