@@ -3,6 +3,7 @@
 python examples/neural_process.py curves.png                          # under a minute
 python examples/neural_process.py curves.png --steps 20000            # the figure of docs/results.md
 python examples/neural_process.py curves.png --attention uniform      # the plain conditional neural process
+python examples/neural_process.py curves.png --attention uniform --features 8 --width 256 --decoder-depth 5
 python examples/neural_process.py curves.png --latent                 # the attentive neural process
 """
 
@@ -61,13 +62,26 @@ def main(
     steps: int = STEPS,
     attention: str = "multihead",
     latent: bool = False,
+    features: int = 0,
+    width: int = 128,
+    decoder_depth: int = 2,
     rate: float = 1e-3,
     seed: int = 0,
     num_tasks: int = 2000,
 ) -> dict[str, mk.evaluate.Interval]:
     tasks = mk.tasks.GaussianProcessCurves()
     learner_key, train_key = jax.random.split(jax.random.key(seed))
-    learner = mk.neural_process.NeuralProcess(1, 1, attention=attention, latent=latent, key=learner_key)
+    learner = mk.neural_process.NeuralProcess(
+        1,
+        1,
+        attention=attention,
+        latent=latent,
+        # Up to two and a half standard deviations of the kernel's spectrum.
+        features=mk.nn.FourierFeatures(features, 2.5 / 0.4) if features else None,
+        width=width,
+        decoder_depth=decoder_depth,
+        key=learner_key,
+    )
     optimiser = mk.train.adam(rate, schedule="cosine", num_steps=steps)
     state = mk.train.init(learner, optimiser, key=train_key)
     state, diagnostics = mk.train.run_steps(
@@ -98,6 +112,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--attention", default="multihead", help="uniform, laplace, dot or multihead")
     parser.add_argument("--latent", action="store_true", help="add the latent path")
+    parser.add_argument("--features", type=int, default=0, help="how many frequencies the networks see of an input")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--decoder-depth", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-tasks", type=int, default=2000)

@@ -17,6 +17,7 @@ from ._conv4 import (
     conv4_maml_omniglot as conv4_maml_omniglot,
     maml_norm as maml_norm,
 )
+from ._fourier import FourierFeatures as FourierFeatures
 from ._freeze import freeze_statistics as freeze_statistics
 from ._generator import ImageGenerator as ImageGenerator
 from ._gru import GRU as GRU, GRUCell as GRUCell, SequenceModel as SequenceModel

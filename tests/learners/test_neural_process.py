@@ -51,6 +51,36 @@ def assert_same(a, b, atol=1e-12):
     np.testing.assert_allclose(a.scale, b.scale, atol=atol)
 
 
+@pytest.mark.parametrize("latent", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_networks_read_features_of_inputs_wherever_they_read_inputs(latent, key):
+    """Features in the encoder that the decoder does not see, or of the targets: with a map that forgets the sign of x,
+    no output may know it, and with x^2 given in place of x all outputs must be the same."""
+    square = lambda x: x**2
+    learner, support = make(key, latent=latent, features=square), plain(5, jax.random.fold_in(key, 2))
+    x = jnp.linspace(-2, 2, 4)[:, None]
+    expected = outputs(learner, support, x, key)
+    assert_same(outputs(learner, mk.Examples(-support.x, support.y), -x, key), expected)
+    raw = eqx.tree_at(lambda l: l.features, learner, None, is_leaf=lambda leaf: leaf is None)
+    assert_same(outputs(raw, mk.Examples(support.x**2, support.y), x**2, key), expected)
+    task = mk.Episode(support, plain(3, key))
+    squared = mk.Episode(*(mk.Examples(part.x**2, part.y) for part in (task.support, task.query)))
+    np.testing.assert_allclose(loss_of(learner, task, key), loss_of(raw, squared, key), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        (3, TypeError, r"features must be a function of inputs \[n, 1\].*got int"),
+        (lambda x: x[:1], ValueError, r"features must map inputs \[n, 1\] to \[n, f\].*made \[1, 1\]"),
+        (lambda x: x[:, 0], ValueError, r"made \[3\]"),
+    ],
+)
+def test_features_that_are_none_are_refused(features, error, message, key):
+    """A map that mixes up or drops points, which would show as an error in the middle of a network."""
+    with pytest.raises(error, match=message):
+        make(key, features=features)
+
+
 @only("uniform", "multihead")
 def test_neither_order_nor_copies_nor_padding_of_the_context_matter(attention, key):
     """T21. Catches a sum for a mean, a softmax over the queries, and padding that is attended to."""
@@ -345,6 +375,6 @@ def test_the_example_trains_and_draws(tmp_path):
     finally:
         sys.path.pop(0)
     with jax.enable_x64(False):
-        figures = example.main(tmp_path / "curves.png", steps=20, num_tasks=50)
+        figures = example.main(tmp_path / "curves.png", steps=20, features=4, num_tasks=50)
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert figures["learner"].mean < figures["oracle"].mean

@@ -60,7 +60,7 @@ def adapt(learner: NeuralProcess, support: Examples | MaskedExamples, key: PRNGK
     """
     del key
     x, y, mask = _points(learner, support, "support")
-    pairs = jnp.concatenate([x, y], axis=1)
+    pairs = jnp.concatenate([learner.read(x), y], axis=1)
     latent = None if learner.latent is None else learner.latent(pairs, mask)
     return _adapted(learner, x, pairs, mask, latent)
 
@@ -183,7 +183,7 @@ def _terms(learner: NeuralProcess, task: Episode, key: PRNGKey | None) -> _Terms
     context_x, context_y, in_context = _points(learner, task.support, "support")
     new_x, new_y, all_new = _points(learner, task.query, "query")
     x, y = jnp.concatenate([context_x, new_x]), jnp.concatenate([context_y, new_y])
-    pairs, n = jnp.concatenate([x, y], axis=1), len(context_x)
+    pairs, n = jnp.concatenate([learner.read(x), y], axis=1), len(context_x)
     is_context, is_target = jnp.concatenate([in_context, ~all_new]), jnp.concatenate([in_context, all_new])
     z, kl, prior = None, jnp.zeros((), pairs.dtype), None
     if learner.latent is not None:
@@ -214,7 +214,7 @@ def _decode(adapted: Adapted, x: Float[Array, "query in"], z: Float[Array, " siz
         inputs.append(learner.attention(x, adapted.x, adapted.values, adapted.mask))
     if z is not None:
         inputs.append(jnp.broadcast_to(z[None], (x.shape[0], z.shape[0])))
-    mean, raw = jnp.split(learner.decoder(jnp.concatenate([*inputs, x], axis=1)), 2, axis=1)
+    mean, raw = jnp.split(learner.decoder(jnp.concatenate([*inputs, learner.read(x)], axis=1)), 2, axis=1)
     least = learner.min_scale.value.astype(raw.dtype)
     return Normal(mean, least + (1 - least) * jax.nn.softplus(raw))
 
