@@ -77,7 +77,7 @@ def main(
         attention=attention,
         latent=latent,
         # Up to two and a half standard deviations of the kernel's spectrum.
-        features=mk.nn.FourierFeatures(features, 2.5 / 0.4) if features else None,
+        features=mk.nn.FourierFeatures(features, 2.5 / float(tasks.length_scale[0])) if features else None,
         width=width,
         decoder_depth=decoder_depth,
         key=learner_key,

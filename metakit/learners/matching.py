@@ -4,7 +4,7 @@ An algorithm: `adapt`, `predict` and `meta_loss` on one task, with the learner `
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -74,6 +74,8 @@ class Matching(eqx.Module):
     https://arxiv.org/abs/1606.04080. Implementations that add up the cosines of a class and take a softmax
     over classes compute something else for more than one shot; this is the paper's rule.
     """
+
+    gives_log_probabilities: ClassVar[bool] = True
 
     embed: Callable[..., Any]
     embed_query: Callable[..., Any] | None

@@ -5,7 +5,7 @@ last two need a key.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -70,6 +70,8 @@ class Versa(eqx.Module):
     log-mean-exp of the sampled *logits*; here a prediction is the mean of the sampled probabilities, which is what is
     trained. Published training on Omniglot: 16 tasks a step with 15 queries of each class, Adam at 1e-4, 80,000 steps.
     """
+
+    gives_log_probabilities: ClassVar[bool] = True
 
     embed: Callable[..., Any]
     amortiser: Callable[..., Any]

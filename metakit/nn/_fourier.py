@@ -1,5 +1,7 @@
 """Waves of an input beside it: what lets a small network draw fast changes."""
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,15 +16,17 @@ class FourierFeatures(eqx.Module):
     $$\phi(x) = \bigl(x,\; \sin \omega_1 x,\; \dots,\; \sin \omega_K x,\; \cos \omega_1 x,\; \dots,\; \cos \omega_K
     x\bigr), \qquad \omega_k = \frac{k}{K}\, \omega_K$$
 
-    for every number in $x$ by itself. A network of ReLUs learns slow changes of its input first, and fast ones late.
+    where a wave of $x$ is one of each of its coordinates. A network of ReLUs learns slow changes of its input first,
+    and fast ones late.
 
     **Arguments:**
 
     - `num`: $K$, at least 1, static.
-    - `highest`: $\omega_K$, radians per unit of $x$, above 0, static. A curve of length scale $\ell$ needs about $2.5 /
-      \ell$; the lowest, $\omega_K / K$, had better not repeat within the range of $x$.
+    - `highest`: $\omega_K$, radians per unit of $x$, above 0 and finite, static. A curve of length scale $\ell$ needs
+      about $2.5 / \ell$. The waves together repeat after $2 \pi K / \omega_K$, which should exceed the range of $x$.
 
-    **Returns** (of a call with `[n, in]`): `[n, in * (2 * num + 1)]`.
+    **Returns** (of a call with `[n, in]`): `[n, in * (2 * num + 1)]`: all of $x$, then all sines, coordinate by
+    coordinate, then all cosines.
 
     **Raises:** `ValueError` for a number outside these ranges, `TypeError` for what is none.
 
@@ -42,8 +46,8 @@ class FourierFeatures(eqx.Module):
         require_number("highest", highest)
         if num < 1:
             raise ValueError(f"num must be at least 1, got {num}.")
-        if not highest > 0:
-            raise ValueError(f"highest must be above 0, in radians per unit of the input, got {highest}.")
+        if not 0 < highest < math.inf:
+            raise ValueError(f"highest must be above 0 and finite, in radians per unit of the input, got {highest}.")
         self.num, self.highest = int(num), float(highest)
 
     @typed

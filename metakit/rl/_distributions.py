@@ -25,15 +25,14 @@ class AbstractDistribution(eqx.Module):
     - `log_prob(actions)`: natural logarithm of the probability (or density) of given actions.
     - `entropy()`: in nats.
     - `divergence(other)`: the Kullback-Leibler divergence from this one to `other`, in nats.
-
-    and, if you wish, the property `actions`: the `mk.Discrete` or `mk.Continuous` that it is over. Given actions and
-    environments are then checked against it; `None`, the default, checks nothing.
+    - `actions`, a property: the `mk.Discrete` or `mk.Continuous` that it is over. Environments and given actions are
+      checked against it; `None` checks nothing.
     """
 
     @property
+    @abc.abstractmethod
     def actions(self) -> Actions | None:
-        """What it is over, if that is known."""
-        return None
+        """What it is over; `None` for something else than the two kinds."""
 
     @abc.abstractmethod
     def sample(self, key: PRNGKey) -> Array:
@@ -75,6 +74,7 @@ class Categorical(AbstractDistribution):
 
     @property
     def actions(self) -> Discrete:
+        """As many as there are logits."""
         return Discrete(self.logits.shape[-1])
 
     def sample(self, key: PRNGKey) -> Int[Array, "*batch"]:
@@ -125,6 +125,7 @@ class DiagonalGaussian(AbstractDistribution):
 
     @property
     def actions(self) -> Continuous:
+        """As many numbers as the mean has."""
         return Continuous(self.mean.shape[-1])
 
     def sample(self, key: PRNGKey) -> Float[Array, "*batch size"]:

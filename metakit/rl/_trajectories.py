@@ -110,13 +110,14 @@ def check_actions(
     actions: Actions,
     mask: Bool[Array, "episodes horizon"] | None = None,
 ) -> Flag:
-    """Whether all actions of some trajectories are of a kind.
+    """Whether all actions of some trajectories are among those that can be taken.
 
     **Arguments:**
 
-    - `taken`: the `actions` of `Trajectories`.
+    - `taken`: the `actions` of `Trajectories`, `[episodes, horizon]` integers or `[episodes, horizon, size]` real
+      numbers, of which one that is not finite is none.
     - `actions`: what they should be of, such as the environment's or a distribution's `actions`.
-    - `mask`: which of them matter; default all.
+    - `mask`: `[episodes, horizon]` Booleans, which of them matter; default all.
 
     **Returns:** a Boolean scalar for use in compiled code, where nothing can raise.
 

@@ -766,6 +766,14 @@ def test_every_preset_builds_its_learner_as_tested(algorithm, data):
     assert outputs.shape[1:] == ((chosen.test_way,) if chosen.has_classes else (1,))
 
 
+def test_reptile_s_network_pools():
+    """Strides, with which five times the steps reached two points less (docs/results.md)."""
+    chosen = settings(Train("reptile", "omniglot"), "omniglot", preset("reptile", "omniglot"))
+    pool = mk.tasks.ImagePool(np.zeros((10, 20, 1, 28, 28), "uint8"))
+    blocks = build_learner(chosen, pool, jax.random.key(0)).model.blocks
+    assert [(block.conv.stride, block.pool) for block in blocks] == [((1, 1), 2)] * 4
+
+
 def test_the_report_s_command_makes_the_run_again(linear_run):
     """Catches a report whose command is that of a resumed run, or leaves out a setting."""
     _, chosen = _run_folder.open_run(linear_run)

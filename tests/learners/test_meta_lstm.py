@@ -294,7 +294,7 @@ def test_the_norm_policy_decides_whether_queries_see_each_other():
 
 @pytest.mark.parametrize("norm_policy", ["transductive", "inductive"])
 def test_batch_statistics_are_each_episode_s_own(norm_policy):
-    """Statistics of a whole batch of tasks, or left over from the task before, as where running means are kept."""
+    """Statistics of a whole batch of tasks, as a norm that sees through the map over tasks would take."""
     learner = classifier(norm_policy=norm_policy)
     tasks = [classification(jax.random.key(seed)) for seed in (1, 2)]
 
@@ -303,9 +303,7 @@ def test_batch_statistics_are_each_episode_s_own(norm_policy):
 
     alone = [outputs(task) for task in tasks]
     together = eqx.filter_vmap(outputs)(jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks))
-    again = outputs(tasks[0])  # after the other
     np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-9)
-    np.testing.assert_array_equal(again, alone[0])
     assert float(jnp.abs(alone[0] - alone[1]).max()) > 1e-3
 
 

@@ -67,12 +67,25 @@ def test_networks_read_features_of_inputs_wherever_they_read_inputs(latent, key)
     np.testing.assert_allclose(loss_of(learner, task, key), loss_of(raw, squared, key), rtol=1e-12)
 
 
+def test_attention_reads_the_inputs_themselves(key):
+    """Features in the attention: with some that forget x, only the attention's weights can tell one x from another."""
+    blind = lambda x: jnp.zeros((len(x), 3), x.dtype)
+    support, x = plain(5, key), jnp.linspace(-2, 2, 4)[:, None]
+    by_attention = outputs(make(key, attention="multihead", features=blind), support, x, key).mean
+    by_nothing = outputs(make(key, features=blind), support, x, key).mean
+    assert np.ptp(by_nothing) < 1e-12
+    assert np.ptp(by_attention) > 1e-6
+
+
 @pytest.mark.parametrize(
     ("features", "error", "message"),
     [
-        (3, TypeError, r"features must be a function of inputs \[n, 1\].*got int"),
-        (lambda x: x[:1], ValueError, r"features must map inputs \[n, 1\] to \[n, f\].*made \[1, 1\]"),
-        (lambda x: x[:, 0], ValueError, r"made \[3\]"),
+        (3, TypeError, r"features must map real inputs \[n, 1\] to real numbers \[n, f\].*got int"),
+        (lambda x: (x, x), TypeError, "they returned tuple"),
+        (lambda x: x[:1], ValueError, r"made float64\[1, 1\]"),
+        (lambda x: x[:, 0], ValueError, r"made float64\[3\]"),
+        (lambda x: x[:, :0], ValueError, r"made float64\[3, 0\]"),
+        (lambda x: x > 0, ValueError, r"made bool\[3, 1\]"),
     ],
 )
 def test_features_that_are_none_are_refused(features, error, message, key):

@@ -288,6 +288,38 @@ def test_actions_of_steps_that_did_not_take_place_do_not_matter():
     adapted = [mk.rl_maml.adapt(subject, (b,)).policy.theta for b in (ended, filled)]
     np.testing.assert_array_equal(*adapted)
     assert jnp.isfinite(adapted[0]).all()
+    for outer in ("ratio", "clipped"):
+        loss = eqx.filter_value_and_grad(mk.rl_maml.meta_loss)
+        found = [loss(learner(outer=outer), mk.rl_maml.Experience((batch,), b)) for b in (ended, filled)]
+        for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert jnp.isfinite(one).all()
+
+
+def test_vectors_that_are_not_finite_are_refused():
+    """A NaN that would be the policy's after one step."""
+    subject = navigator()
+    data = mk.rl_maml.collect(subject, mk.tasks.Navigation([0.3, 0.1], 5), KEY)
+    wrong = eqx.tree_at(lambda b: b.actions, data.support[0], data.support[0].actions.at[1, 2, 0].set(jnp.nan))
+    with pytest.raises(ValueError, match=r"not of Continuous\(size=2\): \[ *nan .* in episode 1, step 2"):
+        mk.rl_maml.adapt(subject, (wrong,))
+
+
+class Untold(mk.rl.Categorical):
+    """A distribution that does not say what it is over."""
+
+    actions = None
+
+
+def test_a_distribution_may_keep_its_actions_to_itself():
+    """A check that takes every distribution for one of the two kinds."""
+
+    class Policy(Softmax):
+        def __call__(self, observations):
+            return Untold(super().__call__(observations).logits)
+
+    subject = mk.rl_maml.RLMAML(Policy(THETA), inner=mk.inner.SGD(0.1))
+    assert jnp.isfinite(mk.rl_maml.meta_loss(subject, Fixed(PAYS), KEY))
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -22,6 +22,7 @@ def test_they_are_the_input_and_its_waves():
         ((0, 1.0), ValueError, "num must be at least 1, got 0"),
         ((2.5, 1.0), TypeError, r"num must be a whole number, got 2\.5"),
         ((4, 0.0), ValueError, r"highest must be above 0.*got 0\.0"),
+        ((4, float("inf")), ValueError, "highest must be above 0 and finite.*got inf"),
         ((4, "high"), TypeError, "highest must be a number, got 'high'"),
     ],
 )

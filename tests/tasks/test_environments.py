@@ -242,7 +242,7 @@ def test_too_many_states_are_refused_before_they_are_visited(monkeypatch):
         mk.tasks.bandit_optimal_value(100, 5)
 
 
-# A stand-in with gymnax's interface (versions 0.0.9 and 1.0.1 alike), so that gymnax need not be installed.
+# A stand-in with gymnax's interface (of version 1.0.1), so that gymnax need not be installed.
 
 
 class Params(NamedTuple):

@@ -11,8 +11,6 @@ from metakit._algorithm import Algorithm
 from metakit._hyperparameter import fixed
 from metakit._typecheck import typed
 from metakit.learners._options import require_sizes
-from metakit.learners.matching import Matching
-from metakit.learners.versa import Versa
 
 from ._loss import DiscriminatorLoss
 
@@ -36,7 +34,8 @@ class MetaGAN(eqx.Module):
     - `algorithm`: of the base learner, such as `mk.maml` or `mk.prototypical`. Its `adapt` and `predict` are used; what
       only its `meta_loss` knows (MAML's step weights, a loss of its own for the queries) is not.
     - `base`: the base learner, the discriminator. Its logits must be free to move together: those of Matching Networks
-      and VERSA are log-probabilities, which say nothing about being real.
+      and VERSA are log-probabilities, which say nothing about being real. A learner of your own whose logits are, too,
+      says so with a class attribute `gives_log_probabilities = True`.
     - `generator`: `[m, noise_size + code] -> [m, *in]`, such as `mk.nn.ImageGenerator`; any callable on a batch.
     - `encoder`: `[n, *in] -> [n, code]`, whose mean over the support set is the task's code.
     - `noise_size`: numbers in $z$, at least 1; 100 is usual.
@@ -50,7 +49,7 @@ class MetaGAN(eqx.Module):
 
     **Raises:** `TypeError` for an `algorithm` that is none, a `generator` or `encoder` that cannot be called, or a
     `loss` that is no `DiscriminatorLoss`; `ValueError` for a `noise_size` below 1, a negative `num_fakes`,
-    Matching Networks or VERSA as the `base`, or `adapt_to_fakes` over a base learner that descends no loss.
+    a `base` that gives log-probabilities, or `adapt_to_fakes` over a base learner that descends no loss.
 
     **Source:** Zhang et al. 2018, "MetaGAN: An Adversarial Approach to Few-Shot Learning",
     https://papers.nips.cc/paper/7504-metagan-an-adversarial-approach-to-few-shot-learning. It has no released code.
@@ -107,7 +106,7 @@ class MetaGAN(eqx.Module):
                 raise TypeError(f"{name} must be a network, called with a batch, got {type(network).__name__}.")
         if not isinstance(loss, DiscriminatorLoss):
             raise TypeError(f"loss must be an mk.metagan.DiscriminatorLoss, got {type(loss).__name__}.")
-        if isinstance(base, Matching | Versa):
+        if getattr(base, "gives_log_probabilities", False):
             raise ValueError(
                 f"base is {type(base).__name__}, whose logits are log-probabilities and say nothing about being real: "
                 "the generator would get no gradient. Take a learner with free logits: mk.prototypical, mk.maml, ..."

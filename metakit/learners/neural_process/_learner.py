@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
-from metakit._typecheck import keyed
+from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 from metakit.learners._options import fraction, positive, require_sizes
 
@@ -44,8 +44,8 @@ class NeuralProcess(eqx.Module):
     - `encoder_depth`: hidden layers of $h$, one linear layer follows; default 3.
     - `decoder_depth`: hidden layers of $g$; default 2.
     - `features`: $\phi$, a map of inputs `[n, in] -> [n, f]` that all networks but the attention read in place of $x$;
-      default `None`, $x$ itself. Without attention a neural process learns far faster from
-      `mk.nn.FourierFeatures(8, 2.5 / 0.4)`, for curves of length scale 0.4.
+      default `None`, $x$ itself. Arrays in it are trained with the rest. Without attention a neural process learns far
+      faster from `mk.nn.FourierFeatures(8, 2.5 / 0.4)`, for curves of length scale 0.4 (docs/results.md).
     - `num_heads`, `length_scale`: of `Attention`.
     - `min_scale`: $\sigma_0$, from 0 to below 1, a number or a `Hyperparameter`; default fixed at 0.1. No predicted
       standard deviation is smaller, which costs log-density where targets are known better than that: compare with
@@ -56,7 +56,7 @@ class NeuralProcess(eqx.Module):
     d]` and `decoder` maps `[query, d + latent + f]` to `[query, 2 * out]`; `f` is `in` without `features`.
 
     **Raises:** `ValueError` for a size below 1, an unknown `attention`, heads that do not divide `width`, neither
-    path, or `features` that change the number of points; `TypeError` for `features` that cannot be called.
+    path, or `features` of another shape or dtype; `TypeError` for `features` that cannot be called or return no array.
 
     >>> import jax, metakit as mk
     >>> learner = mk.neural_process.NeuralProcess(1, 1, width=16, key=jax.random.key(0))
@@ -105,10 +105,9 @@ class NeuralProcess(eqx.Module):
             raise ValueError("latent and deterministic are both False; without either, no prediction sees the support.")
         require_option("attention", attention, KINDS)
         encoder_key, attention_key, latent_key, decoder_key = jax.random.split(key, 4)
-        init, read = nn.xavier_uniform, _size_of(features, in_size)
-        pair = read + out_size
+        init, inputs = nn.xavier_uniform, _size_of(features, in_size)
+        pair = inputs + out_size
         self.encoder = self.attention = self.latent = None
-        inputs = read
         if deterministic:
             self.encoder = nn.MLP(pair, width, width, encoder_depth, weight_init=init, key=encoder_key)
             self.attention = Attention(
@@ -128,22 +127,28 @@ class NeuralProcess(eqx.Module):
         self.min_scale = fraction("min_scale", min_scale, below_one=True)
         self.features, self.in_size, self.out_size = features, in_size, out_size
 
+    @typed
     def read(self, x: Float[Array, "n in"]) -> Float[Array, "n features"]:
-        """Inputs as the networks see them."""
+        """Inputs as the networks see them.
+
+        **Arguments:** `x`, `[n, in]`.
+
+        **Returns:** its `features` `[n, f]`, or `x` where there are none.
+        """
         return x if self.features is None else self.features(x)
 
 
 def _size_of(features: Callable[..., Any] | None, in_size: int) -> int:
+    """How many numbers the networks read of an input."""
     if features is None:
         return in_size
+    expected = f"features must map real inputs [n, {in_size}] to real numbers [n, f]"
     if not callable(features):
-        raise TypeError(
-            f"features must be a function of inputs [n, {in_size}], such as mk.nn.FourierFeatures(8, 6.3), got "
-            f"{type(features).__name__}."
-        )
-    shape = eqx.filter_eval_shape(features, jax.ShapeDtypeStruct((3, in_size), jnp.result_type(float))).shape
-    if len(shape) != 2 or shape[0] != 3:
-        raise ValueError(
-            f"features must map inputs [n, {in_size}] to [n, f], but of [3, {in_size}] it made {list(shape)}."
-        )
-    return shape[1]
+        raise TypeError(f"{expected}, such as mk.nn.FourierFeatures(8, 6.3), got {type(features).__name__}.")
+    dtype = jnp.result_type(float)
+    made = eqx.filter_eval_shape(features, jax.ShapeDtypeStruct((3, in_size), dtype))
+    if not isinstance(made, jax.ShapeDtypeStruct):
+        raise TypeError(f"{expected}, but they returned {type(made).__name__}.")
+    if made.dtype != dtype or len(made.shape) != 2 or made.shape[0] != 3 or made.shape[1] < 1:
+        raise ValueError(f"{expected}, but of {dtype}[3, {in_size}] they made {made.dtype}{list(made.shape)}.")
+    return made.shape[1]

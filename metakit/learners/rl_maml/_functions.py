@@ -219,6 +219,8 @@ def divergence(learner: RLMAML, data: Experience) -> Scalar:
 
     **Returns:** a scalar, in nats a step. `mk.train.TrustRegion` keeps it small.
 
+    **Raises:** `ValueError` as `adapt`.
+
     >>> import jax, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=jax.random.key(0)))
     >>> learner = mk.rl_maml.RLMAML(policy, inner=mk.inner.SGD(1.0))
@@ -257,7 +259,7 @@ def diagnostics(learner: RLMAML, task: AbstractEnvironment | Experience, key: PR
 
     **Returns:** a `Diagnostics`.
 
-    **Raises:** as `meta_loss`.
+    **Raises:** `ValueError` without a key for an environment, or as `adapt` and `mk.rl.rollout`.
 
     >>> import jax, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=jax.random.key(0)))

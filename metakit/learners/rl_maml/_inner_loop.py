@@ -34,8 +34,8 @@ class InnerArgs(eqx.Module):
 def advantages(learner: RLMAML, trajectories: Trajectories) -> Float[Array, "episodes horizon"]:
     """Of one task's episodes, with the learner's baseline, and standardised if it says so.
 
-    All NaN where one of the policy's steps holds an action that it cannot take: its loss is NaN without this, but a
-    gradient is not."""
+    All NaN where a step that took place holds an action that the policy cannot take: the log-probability of that is NaN
+    as it is, but the gradient of it, which is all that an inner step sees, is not."""
     rewards, mask = trajectories.rewards, trajectories.mask
     discount, decay, penalty = (
         number.value.astype(rewards.dtype)
@@ -51,7 +51,7 @@ def advantages(learner: RLMAML, trajectories: Trajectories) -> Float[Array, "epi
 def _fits(policy: Any, trajectories: Trajectories) -> Flag:
     """Whether the policy can take the actions of the steps that took place; raises where that is known."""
     space = eqx.filter_eval_shape(distributions, policy, trajectories.observations).actions
-    return jnp.array(True) if space is None else check_actions(trajectories.actions, space, trajectories.mask)
+    return jnp.ones((), bool) if space is None else check_actions(trajectories.actions, space, trajectories.mask)
 
 
 def solve(learner: RLMAML, support: tuple[Trajectories, ...]) -> Any:
