@@ -3,8 +3,10 @@
 python examples/neural_process.py curves.png                          # under a minute
 python examples/neural_process.py curves.png --steps 20000            # the figure of docs/results.md
 python examples/neural_process.py curves.png --attention uniform      # the plain conditional neural process
-python examples/neural_process.py curves.png --attention uniform --features 8 --width 256 --decoder-depth 5
 python examples/neural_process.py curves.png --latent                 # the attentive neural process
+
+The plain one with Fourier features and a larger network, half an hour:
+python examples/neural_process.py curves.png --attention uniform --features 8 --width 256 --decoder-depth 5 --steps 80000
 """
 
 import argparse
