@@ -95,6 +95,8 @@ def distributions(policy: Callable[..., Any], observations: Float[Array, "episod
 
     **Returns:** a distribution, every array `[episodes, horizon, ...]`.
 
+    **Raises:** `TypeError` for a policy that returns no distribution.
+
     >>> import jax, jax.numpy as jnp, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(3, 2, key=jax.random.key(0)))
     >>> mk.rl.distributions(policy, jnp.ones((5, 4, 3))).logits.shape
@@ -102,18 +104,23 @@ def distributions(policy: Callable[..., Any], observations: Float[Array, "episod
     """
     episodes, horizon, *rest = observations.shape
     flat = policy(observations.reshape(episodes * horizon, *rest))
+    _require_distribution(flat)
     return jax.tree.map(lambda leaf: leaf.reshape(episodes, horizon, *leaf.shape[1:]), flat)
 
 
 def check_fits(distribution: Any, actions: Actions) -> None:
     """A policy for other actions than the environment's would draw some that are none, or never draw others."""
-    if not isinstance(distribution, AbstractDistribution):
-        raise TypeError(
-            f"a policy must return an mk.rl distribution, got {type(distribution).__name__}. Wrap the network: "
-            "mk.rl.CategoricalPolicy(network) or mk.rl.GaussianPolicy(network, size)."
-        )
+    _require_distribution(distribution)
     if distribution.actions not in (None, actions):
         raise ValueError(
             f"the policy acts in {distribution.actions}, but the environment's actions are {actions}. Build the policy "
             f"with an output for each of the environment's actions ({actions.size})."
+        )
+
+
+def _require_distribution(made: Any) -> None:
+    if not isinstance(made, AbstractDistribution):
+        raise TypeError(
+            f"a policy must return an mk.rl distribution, got {type(made).__name__}. Wrap the network: "
+            "mk.rl.CategoricalPolicy(network) or mk.rl.GaussianPolicy(network, size)."
         )

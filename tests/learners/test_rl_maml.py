@@ -242,6 +242,13 @@ make = functools.partial(mk.rl_maml.RLMAML, Softmax(THETA), inner=mk.inner.SGD(0
         (lambda: mk.rl_maml.collect(learner(), Fixed(PAYS)), ValueError, "needs a key"),
         (lambda: mk.rl_maml.returns(learner(), Fixed(PAYS)), ValueError, "needs a key"),
         (lambda: mk.rl_maml.meta_loss(learner(), mk.tasks.Bandit([0.1, 0.2]), KEY), ValueError, "acts in Discrete"),
+        (
+            lambda: mk.rl_maml.adapt(
+                mk.rl_maml.RLMAML(mk.nn.Linear(1, 3, key=KEY), inner=mk.inner.SGD(0.1)), (counted(PAYS),)
+            ),
+            TypeError,
+            "must return an mk.rl distribution",
+        ),
         (lambda: mk.rl_maml.predict(mk.rl_maml.adapt(navigator(), ()), jnp.ones((4, 3))), ValueError, "takes x of"),
     ],
 )
