@@ -109,6 +109,7 @@ def check_actions(
     taken: Shaped[Array, "episodes horizon *action"],
     actions: Actions,
     mask: Bool[Array, "episodes horizon"] | None = None,
+    name: str = "the trajectories",
 ) -> Flag:
     """Whether all actions of some trajectories are among those that can be taken.
 
@@ -118,6 +119,7 @@ def check_actions(
       numbers, of which one that is not finite is none.
     - `actions`: what they should be of, such as the environment's or a distribution's `actions`.
     - `mask`: `[episodes, horizon]` Booleans, which of them matter; default all.
+    - `name`: of the trajectories in an error.
 
     **Returns:** a Boolean scalar for use in compiled code, where nothing can raise.
 
@@ -132,15 +134,15 @@ def check_actions(
         valid = jax.vmap(jax.vmap(actions.check))(taken)
     except ValueError as error:  # in the words of `step`, which the caller has not called
         raise ValueError(
-            f"the trajectories hold actions of dtype {taken.dtype} and shape {list(taken.shape)}, which are not of "
-            f"{actions}. Collect them in the policy's own environment."
+            f"the actions of {name}, of dtype {taken.dtype} and shape {list(taken.shape)}, are not of {actions}. "
+            "Collect them in the policy's own environment."
         ) from error
     if mask is not None:
         valid = valid | ~mask
     if not isinstance(valid, Tracer) and not valid.all():
         episode, step = (int(index[0]) for index in jnp.nonzero(~valid))
         raise ValueError(
-            f"the trajectories hold an action that is not of {actions}: {taken[episode, step]} in episode {episode}, "
-            f"step {step}. Collect them in the policy's own environment."
+            f"an action of {name} is not of {actions}: {taken[episode, step]} in episode {episode}, step {step}. "
+            "Collect them in the policy's own environment."
         )
     return jnp.all(valid)

@@ -261,9 +261,9 @@ def test_refused(call, error, message):
 @pytest.mark.parametrize(
     ("taken", "message"),
     [
-        (3, r"not of Discrete\(size=3\): 3 in episode 1, step 0"),
-        (-1, "-1 in episode 1"),
-        (0.5, r"of dtype float64 and shape \[8, 1\], which are not of Discrete"),
+        (3, r"an action of {} is not of Discrete\(size=3\): 3 in episode 1, step 0"),
+        (-1, "an action of {} is .* -1 in episode 1"),
+        (0.5, r"the actions of {}, of dtype float64 and shape \[8, 1\], are not of Discrete"),
     ],
 )
 @pytest.mark.parametrize("surrogate", ["ratio", "logp"])
@@ -271,18 +271,24 @@ def test_actions_out_of_range_are_refused(taken, message, surrogate):
     """Its probability is NaN, but not the gradient of that, and an inner loop looks at gradients alone: it went on as
     if the action had not been."""
     subject, batch = learner(surrogate=surrogate, standardise=True), counted(PAYS)
-    wrong = eqx.tree_at(lambda b: b.actions, batch, jnp.asarray(batch.actions, type(taken)).at[1].set(taken))
+    wrong = eqx.tree_at(
+        lambda b: b.actions, batch, batch.actions.astype(float if taken == 0.5 else jnp.int32).at[1].set(taken)
+    )
     loss = eqx.filter_jit(eqx.filter_value_and_grad(mk.rl_maml.meta_loss))
-    for support, query in [(wrong, batch), (batch, wrong)]:
-        data = mk.rl_maml.Experience((support,), query)
-        with pytest.raises(ValueError, match=message):
+    for support, query, name in [
+        ((wrong,), batch, "support"),
+        ((batch, wrong), batch, r"support\[1\]"),
+        ((batch,), wrong, "query"),
+    ]:
+        data = mk.rl_maml.Experience(support, query)
+        with pytest.raises(ValueError, match=message.format(name)):
             mk.rl_maml.meta_loss(subject, data)
         if isinstance(taken, int):  # compiled, where nothing can raise
             value, gradient = loss(subject, data)
             assert jnp.isnan(value)
             assert jnp.isnan(gradient.policy.theta).all()
-    with pytest.raises(ValueError, match=message):
-        mk.rl_maml.adapt(subject, (wrong,))
+    with pytest.raises(ValueError, match=message.format("support")):
+        mk.rl_maml.adapt(subject, wrong)
     if isinstance(taken, int):
         assert jnp.isnan(eqx.filter_jit(mk.rl_maml.adapt)(subject, (wrong,)).policy.theta).all()
 
@@ -335,7 +341,7 @@ def test_vectors_of_another_size_are_refused(size):
     subject = navigator()
     data = mk.rl_maml.collect(subject, mk.tasks.Navigation([0.3, 0.1], 5), KEY)
     wrong = eqx.tree_at(lambda b: b.actions, data.support[0], data.support[0].actions[..., :1].repeat(size, -1))
-    with pytest.raises(ValueError, match=r"which are not of Continuous\(size=2\)"):
+    with pytest.raises(ValueError, match=r"are not of Continuous\(size=2\)"):
         mk.rl_maml.adapt(subject, (wrong,))
     with pytest.raises(ValueError, match="2 numbers each, got shape"):
         data.query.behaviour.log_prob(wrong.actions)
@@ -349,4 +355,7 @@ def test_other_tasks_and_batches_are_refused():
     shorter = jax.tree.map(lambda leaf: leaf[:4], counted(PAYS))
     with pytest.raises(ValueError, match="all batches of support must have the same shapes"):
         mk.rl_maml.adapt(learner(), (counted(PAYS), shorter))
+    wider = eqx.tree_at(lambda b: b.actions, counted(PAYS), counted(PAYS).actions.astype(jnp.int64))
+    with pytest.raises(ValueError, match=r"same shapes and dtypes, got .*int32\[8, 1\].* in support\[0\] and .*int64"):
+        mk.rl_maml.adapt(learner(), (counted(PAYS), wider))
     assert dataclasses.replace(learner(), num_episodes=3).num_episodes == 3

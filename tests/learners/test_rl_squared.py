@@ -217,7 +217,7 @@ def test_meta_training_beats_the_untrained_policy_and_not_the_optimum(objective,
     [
         (2, "not of Discrete.size=2.: 2 in episode 1, step 0"),
         (-1, "-1 in episode 1"),
-        (0.5, "of dtype float64 and shape .4, 1., which are not of Discrete.size=2."),
+        (0.5, "of dtype float64 and shape .4, 1., are not of Discrete.size=2."),
     ],
 )
 def test_actions_of_another_environment_are_refused(taken, message):
@@ -238,7 +238,7 @@ def test_vectors_of_another_size_are_refused():
     subject = learner(task, num_episodes=2)
     trial = mk.rl_squared.collect(subject, task, KEY).trajectories
     wrong = eqx.tree_at(lambda t: t.actions, trial, jnp.ones((2, 3, 3)))
-    with pytest.raises(ValueError, match=r"shape \[2, 3, 3\], which are not of Continuous\(size=2\)"):
+    with pytest.raises(ValueError, match=r"shape \[2, 3, 3\], are not of Continuous\(size=2\)"):
         mk.rl_squared.adapt(subject, wrong)
 
 

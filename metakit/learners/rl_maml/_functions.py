@@ -200,7 +200,7 @@ def meta_loss(learner: RLMAML, task: AbstractEnvironment | Experience, key: PRNG
     require_task(task, Experience, "rl_maml")
     data = task if isinstance(task, Experience) else collect(learner, task, key)
     query = data.query
-    scaled = advantages(learner, query)
+    scaled = advantages(learner, query, "query")
     log_probs = distributions(solve(learner, data.support), query.observations).log_prob(query.actions)
     if learner.outer == "clipped":
         clip = learner.clip.value.astype(log_probs.dtype)

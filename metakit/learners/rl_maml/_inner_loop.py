@@ -31,7 +31,7 @@ class InnerArgs(eqx.Module):
     advantages: Float[Array, "num_steps episodes horizon"]
 
 
-def advantages(learner: RLMAML, trajectories: Trajectories) -> Float[Array, "episodes horizon"]:
+def advantages(learner: RLMAML, trajectories: Trajectories, name: str) -> Float[Array, "episodes horizon"]:
     """Of one task's episodes, with the learner's baseline, and standardised if it says so.
 
     All NaN where a step that took place holds an action that the policy cannot take: the log-probability of that is NaN
@@ -45,25 +45,32 @@ def advantages(learner: RLMAML, trajectories: Trajectories) -> Float[Array, "epi
     values = linear_baseline(trajectories, discount, penalty) if linear else jnp.zeros_like(rewards)
     raw = jax.vmap(gae, in_axes=(0, 0, 0, None, None))(rewards, values, mask, discount, decay)
     scaled = standardise(raw, mask) if learner.standardise else raw
-    return jnp.where(_fits(learner.policy, trajectories), scaled, jnp.full_like(scaled, jnp.nan))
+    return jnp.where(_fits(learner.policy, trajectories, name), scaled, jnp.full_like(scaled, jnp.nan))
 
 
-def _fits(policy: Any, trajectories: Trajectories) -> Flag:
+def _fits(policy: Any, trajectories: Trajectories, name: str) -> Flag:
     """Whether the policy can take the actions of the steps that took place; raises where that is known."""
     space = eqx.filter_eval_shape(distributions, policy, trajectories.observations).actions
-    return jnp.ones((), bool) if space is None else check_actions(trajectories.actions, space, trajectories.mask)
+    if space is None:
+        return jnp.ones((), bool)
+    return check_actions(trajectories.actions, space, trajectories.mask, name)
 
 
 def solve(learner: RLMAML, support: tuple[Trajectories, ...]) -> Any:
     """The policy after an inner step on each batch of episodes."""
     if not support:
         return learner.policy
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(batch)] for batch in support]
-    if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"all batches of support must have the same shapes, got {[s[0] for s in shapes]}, ...")
+    names = ["support"] if len(support) == 1 else [f"support[{index}]" for index in range(len(support))]
+    scaled = [advantages(learner, batch, name) for batch, name in zip(support, names, strict=True)]
+    kinds = [[f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch)] for batch in support]
+    for name, kind in zip(names, kinds, strict=True):
+        if kind != kinds[0]:
+            raise ValueError(
+                f"all batches of support must have the same shapes and dtypes, got {kinds[0]} in support[0] and {kind} "
+                f"in {name}."
+            )
     params, frozen = partition(learner.policy, learner.select)
-    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *support)
-    scaled = jnp.stack([advantages(learner, batch) for batch in support])
+    batches, scaled = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(support, scaled, strict=True))
     args = InnerArgs(eqx.tree_at(lambda l: l.policy, learner, None), frozen, batches, scaled)
     solution = learner.adjoint.solve(_objective, learner.inner, params, args, len(support))
     return eqx.combine(solution.params, frozen)
