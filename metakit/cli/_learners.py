@@ -19,7 +19,6 @@ from metakit.learners import (
     mann,
     matching,
     meta_lstm,
-    metagan,
     prototypical,
     relation,
     reptile,
@@ -51,7 +50,7 @@ def _mlp(out_size: int, key: jax.Array) -> Any:
     return nn.MLP(1, out_size, width=40, depth=2, weight_init=nn.xavier_uniform, key=key)
 
 
-def _embedding(pool: ImagePool | None, key: jax.Array) -> tuple[Any, int]:
+def embedding(pool: ImagePool | None, key: jax.Array) -> tuple[Any, int]:
     """A network without a head, and how many features it has."""
     if pool is None:
         return _mlp(32, key), 32
@@ -172,13 +171,13 @@ def meta_lstm_learner(settings: Settings, pool: ImagePool | None, key: jax.Array
 
 
 def matching_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-    embed, _ = _embedding(pool, key)
+    embed, _ = embedding(pool, key)
     scale = learned(settings.scale)
     return matching.Matching(embed, scale=scale, loss=_loss(settings), norm_policy=settings.norm_policy)
 
 
 def prototypical_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-    embed, _ = _embedding(pool, key)
+    embed, _ = embedding(pool, key)
     return prototypical.Prototypical(embed, scale=settings.scale, norm_policy=settings.norm_policy)
 
 
@@ -193,7 +192,7 @@ def closed_form(configure: Callable[..., Any]) -> Build:
     """R2-D2 or LR-D2, with a scale that is learned."""
 
     def build(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-        embed, _ = _embedding(pool, key)
+        embed, _ = embedding(pool, key)
         return configure(embed, scale=learned(settings.scale), norm_policy=settings.norm_policy)
 
     return build
@@ -201,35 +200,9 @@ def closed_form(configure: Callable[..., Any]) -> Build:
 
 def versa_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     embed_key, amortiser_key = jax.random.split(key)
-    embed, features = _embedding(pool, embed_key)
+    embed, features = embedding(pool, embed_key)
     amortiser = versa.Amortiser(features, key=amortiser_key)
     return versa.Versa(embed, amortiser, norm_policy=settings.norm_policy)
-
-
-_NOISE = 100
-_CODE_WIDTH = 16
-
-
-def metagan_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
-    """One fake for each class: as many as there are queries would make a step twice as slow.
-
-    Telling fakes apart weighs a fifth of telling classes apart: with equal weights, and a generator at a tenth of the
-    classifier's rate, it ended below Prototypical Networks (docs/results.md)."""
-    channels, size = channels_and_size(pool)
-    base_key, generator_key, encoder_key = jax.random.split(key, 3)
-    embed, _ = _embedding(pool, base_key)
-    encoder = nn.Conv4(channels, size, width=_CODE_WIDTH, key=encoder_key)
-    code = _CODE_WIDTH * (size // 16) ** 2
-    return metagan.MetaGAN(
-        prototypical,
-        prototypical.Prototypical(embed, norm_policy=settings.norm_policy),
-        generator=nn.ImageGenerator(_NOISE + code, channels, size, key=generator_key),
-        encoder=encoder,
-        noise_size=_NOISE,
-        adapt_to_fakes=False,
-        num_fakes=settings.way,
-        loss=metagan.DiscriminatorLoss(unlabelled_weight=0.2, fake_weight=0.2, offset=learned(5.0)),
-    )
 
 
 # Learners that read a sequence
@@ -237,7 +210,7 @@ def metagan_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) 
 
 def snail_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
     embed_key, trunk_key = jax.random.split(key)
-    embed, features = _embedding(pool, embed_key)
+    embed, features = embedding(pool, embed_key)
     return snail.few_shot(
         embed,
         features,

@@ -5,8 +5,9 @@ from typing import TypeAlias
 
 from metakit._errors import nearest
 
-from ._algorithms import OPTIONAL, entry
+from ._algorithms import entry
 from ._config import DATA, ENVIRONMENTS, EVERY_CORE, IMAGES, REGRESSION, Settings, UsageError, option
+from ._entry import OPTIONAL
 
 Preset: TypeAlias = dict[str, object]
 
@@ -110,6 +111,7 @@ _ON_IMAGES: dict[str, Preset] = {
     "lrd2": _METRIC | {"scale": 10.0},
     "versa": _METRIC | {"norm_policy": "transductive"},
     "metagan": _METRIC,
+    "metagan-maml": _GRADIENT,
     "snail": _SNAIL,
     "mann": _MANN,
     "statistician": _STATISTICIAN,
@@ -142,6 +144,7 @@ _ON_OMNIGLOT: dict[str, Preset] = {
     "lrd2": _LONGER_OMNIGLOT,
     "versa": _LONGER_OMNIGLOT | {"rate": 1e-3, "steps": 8000},
     "metagan": _METRIC_OMNIGLOT | {"steps": 4000},
+    "metagan-maml": _GRADIENT_OMNIGLOT,
     "snail": _METRIC_OMNIGLOT | {"steps": 20_000, "validate_every": 2000},
     "reptile": {"test_queries": 15, "meta_batch": 4, "steps": 40_000, "validate_every": 4000},
     "meta-lstm": {"test_queries": 15, "steps": 20_000, "validate_every": 2000},

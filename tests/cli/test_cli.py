@@ -18,9 +18,10 @@ from PIL import Image
 
 import metakit as mk
 from metakit.cli import _data, _evaluate, _run_folder, _start, _train, main
-from metakit.cli._algorithms import ALGORITHMS, OPTIONAL, as_tested, build_learner, form_of
+from metakit.cli._algorithms import ALGORITHMS, as_tested, build_learner, form_of
 from metakit.cli._assess import try_out
 from metakit.cli._config import DATA, ENVIRONMENTS, Train, UsageError, explicit, settings
+from metakit.cli._entry import OPTIONAL
 from metakit.cli._presets import check_given, default_data, preset
 from metakit.cli._refusals import as_usage
 from metakit.cli._report import as_command
@@ -102,6 +103,7 @@ ON_IMAGES = {
     "lrd2": [],
     "versa": [],
     "metagan": [],
+    "metagan-maml": [],
     "snail": [],
     "mann": [],
     "statistician": [],
@@ -729,6 +731,19 @@ def test_updates_beyond_those_of_training_go_half_as_far(trained, expected):
     rates = build_learner(chosen, None, jax.random.key(0)).inner.rates
     for rate in jax.tree.leaves(rates):
         np.testing.assert_allclose(rate, expected)
+
+
+def test_metagan_over_maml_is_tested_as_maml_is():
+    """Catches inner steps of the test, or an untrained network's long adaptation, that the base never hears of."""
+    chosen = settings(Train("metagan-maml"), "glyphs", preset("metagan-maml", "glyphs"))
+    assert (chosen.inner_steps, chosen.test_inner_steps) == (1, 3)
+    learner = build_learner(chosen, mk.tasks.ImagePool(np.zeros((30, 20, 1, 28, 28), "uint8")), jax.random.key(0))
+    assert learner.adapt_to_fakes
+    assert learner.base.num_steps == 1
+    assert as_tested(chosen, learner, None).base.num_steps == 3
+    what, untrained = ALGORITHMS["metagan-maml"].untrained(chosen, learner)
+    assert (what, untrained.base.num_steps) == ("not meta-trained, adapted for 50 steps", 50)
+    assert untrained.num_fakes == 0
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
