@@ -158,7 +158,7 @@ ALGORITHMS = {
         "MAML on policy gradients, trust region steps (Finn et al. 2017)",
         uses=(*STEPS, "inner_rate"),
         data=("navigation",),
-        optimiser=_optimisers.none,
+        optimiser=_optimisers.identity,
         rule=lambda: train.TrustRegion(0.01),
         as_tested=_learners.with_test_steps(rl_maml.with_num_steps),
     ),

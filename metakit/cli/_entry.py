@@ -29,7 +29,7 @@ OPTIONAL = {
     "test_inner_steps": "has no inner loop",
     "inner_batch": "draws no batches from the support set",
 }
-# What they use, by kind.
+# Groups of them that algorithms share.
 ADAM = ("rate", "schedule", "clip_norm")
 EPISODE = ("queries", "test_queries", "norm_policy")
 METRIC = (*ADAM, *EPISODE)

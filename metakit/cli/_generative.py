@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 
 from metakit import nn
+from metakit._algorithm import Algorithm
 from metakit._hyperparameter import learned
 from metakit.learners import maml, metagan, neural_process, prototypical, statistician
 from metakit.tasks import Episodes, ImagePool
@@ -60,33 +61,35 @@ _CODE_WIDTH = 16
 
 
 def metagan_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """Telling fakes apart weighs a fifth of telling classes apart: with equal weights, and a generator at a tenth of
+    the classifier's rate, it ended below Prototypical Networks (docs/results.md). The offset is there because the
+    logits of Prototypical Networks are never positive."""
     base_key, *keys = jax.random.split(key, 3)
     embed, _ = embedding(pool, base_key)
     base = prototypical.Prototypical(embed, norm_policy=settings.norm_policy)
-    # No logit of theirs is ever positive.
-    return _against_a_generator(prototypical, base, settings, pool, *keys, offset=5.0)
+    loss = metagan.DiscriminatorLoss(unlabelled_weight=0.2, fake_weight=0.2, offset=learned(5.0))
+    return _against_a_generator(prototypical, base, settings, pool, *keys, adapt_to_fakes=False, loss=loss)
 
 
 def metagan_maml_learner(settings: Settings, pool: ImagePool | None, key: jax.Array) -> Any:
+    """The published form. The weights are those over Prototypical Networks; no others were tried."""
     base_key, *keys = jax.random.split(key, 3)
     base = maml_like(maml.MAML, learns_rates=False)(settings, pool, base_key)
-    return _against_a_generator(maml, base, settings, pool, *keys, offset=0.0)
+    loss = metagan.DiscriminatorLoss(unlabelled_weight=0.2, fake_weight=0.2)
+    return _against_a_generator(maml, base, settings, pool, *keys, adapt_to_fakes=True, loss=loss)
 
 
 def _against_a_generator(
-    algorithm: Any,
+    algorithm: Algorithm,
     base: Any,
     settings: Settings,
     pool: ImagePool | None,
     generator_key: jax.Array,
     encoder_key: jax.Array,
-    *,
-    offset: float,
+    **options: Any,
 ) -> Any:
-    """One fake for each class: as many as there are queries would make a step twice as slow.
-
-    Telling fakes apart weighs a fifth of telling classes apart: with equal weights, and a generator at a tenth of the
-    classifier's rate, it ended below Prototypical Networks (docs/results.md)."""
+    """One fake for each class, for time: over Prototypical Networks as many as there are queries make a step twice as
+    slow."""
     channels, size = channels_and_size(pool)
     code = _CODE_WIDTH * (size // 16) ** 2
     return metagan.MetaGAN(
@@ -95,17 +98,17 @@ def _against_a_generator(
         generator=nn.ImageGenerator(_NOISE + code, channels, size, key=generator_key),
         encoder=nn.Conv4(channels, size, width=_CODE_WIDTH, key=encoder_key),
         noise_size=_NOISE,
-        adapt_to_fakes=algorithm is maml,
         num_fakes=settings.way,
-        loss=metagan.DiscriminatorLoss(unlabelled_weight=0.2, fake_weight=0.2, offset=learned(offset)),
+        **options,
     )
 
 
 def metagan_with_num_steps(learner: Any, num_steps: int) -> Any:
+    """The steps of its base, MAML."""
     return dataclasses.replace(learner, base=maml.with_num_steps(learner.base, num_steps))
 
 
 def metagan_adapted_at_length(settings: Settings, learner: Any) -> tuple[str, Any]:
-    """MAML's, without the fakes of a generator that was not trained either."""
+    """As MAML's, without fakes: their generator was not trained either."""
     what, base = adapted_at_length(settings, learner.base)
-    return what, metagan.without_generator(dataclasses.replace(learner, base=base))
+    return f"{what}, without fakes", metagan.without_generator(dataclasses.replace(learner, base=base))

@@ -28,7 +28,7 @@ def towards_solutions(settings: Settings) -> optax.GradientTransformation:
 
 
 def two_players(settings: Settings) -> optax.GradientTransformation:
-    """MetaGAN's generator: DCGAN's momentum, and the classifier's rate without its schedule."""
+    """MetaGAN's generator: DCGAN's momentum, and the classifier's rate without its schedule or clipping."""
     generator = optax.adam(settings.rate, b1=0.5)
     return optax.multi_transform({"discriminator": adam(settings), "generator": generator}, metagan.players)
 
@@ -38,10 +38,11 @@ EPOCHS = 3
 
 
 def for_epochs(settings: Settings) -> optax.GradientTransformation:
+    """Adam whose schedule counts the epochs of PPO."""
     return adam(dataclasses.replace(settings, steps=EPOCHS * settings.steps))
 
 
-def none(settings: Settings) -> optax.GradientTransformation:
+def identity(settings: Settings) -> optax.GradientTransformation:
     """A trust region step needs no optimiser."""
     del settings
     return optax.identity()

@@ -82,13 +82,14 @@ def next_token(observation: Array, action: Any, reward: Array, done: Array, acti
     return Token(observation, actions.encode(action, dtype), reward.astype(dtype), done.astype(dtype))
 
 
-def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
+def tokens(trajectories: Trajectories, actions: Actions, name: str = "the trajectories") -> tuple[Token, Token]:
     """What a recurrent policy saw at each step of a trial, and what of the last step it would see next.
 
     **Arguments:**
 
     - `trajectories`: of one trial, in order, `[episodes, horizon, ...]`.
     - `actions`: the environment's.
+    - `name`: of the trajectories in an error.
 
     **Returns:** a `Token` of arrays `[episodes * horizon, ...]`; and one of the step after, whose observation is zeros,
     to be filled in.
@@ -103,7 +104,7 @@ def tokens(trajectories: Trajectories, actions: Actions) -> tuple[Token, Token]:
     >>> seen.action.shape, seen.done.tolist()
     ((5, 2), [0.0, 1.0, 1.0, 1.0, 1.0])
     """
-    check_actions(trajectories.actions, actions)
+    check_actions(trajectories.actions, actions, name=name)
     over = ~trajectories.mask[:, 1:]
     done = jnp.concatenate([over, jnp.ones_like(trajectories.mask[:, :1])], axis=1)
 

@@ -742,8 +742,10 @@ def test_metagan_over_maml_is_tested_as_maml_is():
     assert learner.base.num_steps == 1
     assert as_tested(chosen, learner, None).base.num_steps == 3
     what, untrained = ALGORITHMS["metagan-maml"].untrained(chosen, learner)
-    assert (what, untrained.base.num_steps) == ("not meta-trained, adapted for 50 steps", 50)
+    assert (what, untrained.base.num_steps) == ("not meta-trained, adapted for 50 steps, without fakes", 50)
     assert untrained.num_fakes == 0
+    assert float(untrained.loss.unlabelled_weight.value) == 0
+    assert float(untrained.base.inner.rate.value) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

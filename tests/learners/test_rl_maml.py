@@ -259,21 +259,19 @@ def test_refused(call, error, message):
 
 
 @pytest.mark.parametrize(
-    ("taken", "message"),
+    ("taken", "dtype", "message"),
     [
-        (3, r"an action of {} is not of Discrete\(size=3\): 3 in episode 1, step 0"),
-        (-1, "an action of {} is .* -1 in episode 1"),
-        (0.5, r"the actions of {}, of dtype float64 and shape \[8, 1\], are not of Discrete"),
+        (3, jnp.int32, r"an action of {} is not of Discrete\(size=3\): 3 in episode 1, step 0"),
+        (-1, jnp.int32, "an action of {} is .* -1 in episode 1"),
+        (0.5, jnp.float64, r"the actions of {}, of dtype float64 and shape \[8, 1\], are not of Discrete"),
     ],
 )
 @pytest.mark.parametrize("surrogate", ["ratio", "logp"])
-def test_actions_out_of_range_are_refused(taken, message, surrogate):
+def test_actions_out_of_range_are_refused(taken, dtype, message, surrogate):
     """Its probability is NaN, but not the gradient of that, and an inner loop looks at gradients alone: it went on as
     if the action had not been."""
     subject, batch = learner(surrogate=surrogate, standardise=True), counted(PAYS)
-    wrong = eqx.tree_at(
-        lambda b: b.actions, batch, batch.actions.astype(float if taken == 0.5 else jnp.int32).at[1].set(taken)
-    )
+    wrong = eqx.tree_at(lambda b: b.actions, batch, batch.actions.astype(dtype).at[1].set(taken))
     loss = eqx.filter_jit(eqx.filter_value_and_grad(mk.rl_maml.meta_loss))
     for support, query, name in [
         ((wrong,), batch, "support"),
@@ -356,6 +354,16 @@ def test_other_tasks_and_batches_are_refused():
     with pytest.raises(ValueError, match="all batches of support must have the same shapes"):
         mk.rl_maml.adapt(learner(), (counted(PAYS), shorter))
     wider = eqx.tree_at(lambda b: b.actions, counted(PAYS), counted(PAYS).actions.astype(jnp.int64))
-    with pytest.raises(ValueError, match=r"same shapes and dtypes, got .*int32\[8, 1\].* in support\[0\] and .*int64"):
-        mk.rl_maml.adapt(learner(), (counted(PAYS), wider))
+    message = (
+        r"got int32\[8, 1\] in support\[0\]\.actions and int64\[8, 1\] in support\[2\]\.actions\. Collect each with"
+    )
+    with pytest.raises(ValueError, match=message):
+        mk.rl_maml.adapt(learner(), (counted(PAYS), counted(PAYS), wider))
+    untold = eqx.tree_at(lambda b: b.behaviour, counted(PAYS), Untold(counted(PAYS).behaviour.logits))
+    with pytest.raises(ValueError, match=r"got behaviour Categorical in support\[0\] and Untold in support\[1\]"):
+        mk.rl_maml.adapt(learner(), (counted(PAYS), untold))
+    with pytest.raises(TypeError, match=r"support must be a tuple .* got Trajectories. One batch is \(batch,\)"):
+        mk.rl_maml.Experience(counted(PAYS), counted(PAYS))
+    with pytest.raises(TypeError, match=r"support\[0\] must be an mk.rl.Trajectories, got Examples"):
+        mk.rl_maml.Experience((examples,), counted(PAYS))
     assert dataclasses.replace(learner(), num_episodes=3).num_episodes == 3

@@ -174,6 +174,11 @@ def test_convolutions_and_attention_stand_in_for_the_gru():
     with pytest.raises(ValueError, match="cache is full: it holds length=5 tokens"):
         mk.rl_squared.predict(full, jnp.ones((1, 1)))
     assert jnp.isnan(eqx.filter_jit(mk.rl_squared.predict)(full, jnp.ones((1, 1))).logits).all()
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), trial.trajectories)
+    with pytest.raises(
+        ValueError, match=r"cannot read support of 8 episodes \* 1 steps = 8 tokens: .* at most length=5"
+    ):
+        mk.rl_squared.adapt(subject, twice)
     # Acting for longer than the memory lasts would go on, at random, with returns that look like any others.
     longer = mk.rl_squared.RLSquared(policy, num_episodes=6)
     for act in (mk.rl_squared.collect, mk.rl_squared.diagnostics, mk.rl_squared.meta_loss):
@@ -215,9 +220,9 @@ def test_meta_training_beats_the_untrained_policy_and_not_the_optimum(objective,
 @pytest.mark.parametrize(
     ("taken", "message"),
     [
-        (2, "not of Discrete.size=2.: 2 in episode 1, step 0"),
+        (2, "an action of support is not of Discrete.size=2.: 2 in episode 1, step 0"),
         (-1, "-1 in episode 1"),
-        (0.5, "of dtype float64 and shape .4, 1., are not of Discrete.size=2."),
+        (0.5, "the actions of support, of dtype float64 and shape .4, 1., are not of Discrete.size=2."),
     ],
 )
 def test_actions_of_another_environment_are_refused(taken, message):
@@ -228,6 +233,9 @@ def test_actions_of_another_environment_are_refused(taken, message):
     wrong = eqx.tree_at(lambda t: t.actions, trial, actions)
     with pytest.raises(ValueError, match=message):
         mk.rl_squared.adapt(subject, wrong)
+    loss, data = mk.rl_squared.meta_loss, mk.rl_squared.collect(subject, BANDIT, KEY)
+    with pytest.raises(ValueError, match=message.replace("support", "trajectories")):
+        loss(subject, eqx.tree_at(lambda t: t.trajectories, data, wrong))
     if isinstance(taken, int):  # compiled, where nothing can raise
         assert jnp.isnan(eqx.filter_jit(mk.rl_squared.adapt)(subject, wrong).state).all()
 

@@ -111,6 +111,7 @@ def test_linear_baseline_of_constant_observations_in_32_bits():
     [
         (lambda d: {"rewards": d.rewards[0]}, r"rewards must be \[episodes, horizon\]"),
         (lambda d: {"rewards": d.rewards[:, :0]}, "at least one of each"),
+        (lambda d: {"rewards": d.rewards[:0]}, "at least one of each"),
         (lambda d: {"actions": d.actions[:, :3]}, r"actions must lead with .*\[5, 6\], got shape \[5, 3\]"),
         (lambda d: {"mask": d.mask.astype(float)}, "mask must be Booleans"),
         (lambda d: {"behaviour": mk.rl.Categorical(jnp.zeros((5, 2)))}, r"behaviour\.logits must lead with"),

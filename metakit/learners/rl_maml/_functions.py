@@ -49,8 +49,10 @@ class Experience(eqx.Module):
 
     **Arguments:** made by `collect`.
 
-    - `support`: for each inner step the `Trajectories` of the policy before it.
+    - `support`: for each inner step the `Trajectories` of the policy before it, a tuple of them.
     - `query`: those of the policy after the last.
+
+    **Raises:** `TypeError` when one of them is none.
 
     >>> import jax, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=jax.random.key(0)))
@@ -63,6 +65,16 @@ class Experience(eqx.Module):
 
     support: tuple[Trajectories, ...]
     query: Trajectories
+
+    def __check_init__(self):
+        if not isinstance(self.support, tuple):
+            raise TypeError(
+                "support must be a tuple of mk.rl.Trajectories, one for each inner step, got "
+                f"{type(self.support).__name__}. One batch is (batch,)."
+            )
+        for name, batch in [*((f"support[{i}]", batch) for i, batch in enumerate(self.support)), ("query", self.query)]:
+            if not isinstance(batch, Trajectories):
+                raise TypeError(f"{name} must be an mk.rl.Trajectories, got {type(batch).__name__}.")
 
 
 @typed
@@ -80,9 +92,9 @@ def adapt(learner: RLMAML, support: Trajectories | tuple[Trajectories, ...], key
 
     **Returns:** an `Adapted` for `predict`.
 
-    **Raises:** `ValueError` when the policy does not fit the observations, for batches of different shapes, for more
-    than the solver has rates for, or for actions that the policy cannot take. In compiled code, where nothing can
-    raise, one out of range makes the policy NaN.
+    **Raises:** `ValueError` when the policy does not fit the observations, for batches of different shapes or dtypes,
+    for more than the solver has rates for, or for actions that the policy cannot take. In compiled code, where nothing
+    can raise, one out of range makes the policy NaN.
 
     >>> import jax, metakit as mk
     >>> policy = mk.rl.CategoricalPolicy(mk.nn.Linear(1, 2, key=jax.random.key(0)))

@@ -62,18 +62,32 @@ def solve(learner: RLMAML, support: tuple[Trajectories, ...]) -> Any:
         return learner.policy
     names = ["support"] if len(support) == 1 else [f"support[{index}]" for index in range(len(support))]
     scaled = [advantages(learner, batch, name) for batch, name in zip(support, names, strict=True)]
-    kinds = [[f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch)] for batch in support]
-    for name, kind in zip(names, kinds, strict=True):
-        if kind != kinds[0]:
-            raise ValueError(
-                f"all batches of support must have the same shapes and dtypes, got {kinds[0]} in support[0] and {kind} "
-                f"in {name}."
-            )
+    _require_alike(support)
     params, frozen = partition(learner.policy, learner.select)
     batches, scaled = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(support, scaled, strict=True))
     args = InnerArgs(eqx.tree_at(lambda l: l.policy, learner, None), frozen, batches, scaled)
     solution = learner.adjoint.solve(_objective, learner.inner, params, args, len(support))
     return eqx.combine(solution.params, frozen)
+
+
+def _require_alike(support: tuple[Trajectories, ...]) -> None:
+    """Batches are the steps of one loop."""
+    first = support[0]
+    for index, batch in enumerate(support[1:], 1):
+        if jax.tree.structure(batch) != jax.tree.structure(first):
+            raise ValueError(
+                "all batches of support must come from one kind of policy, got behaviour "
+                f"{type(first.behaviour).__name__} in support[0] and {type(batch.behaviour).__name__} in "
+                f"support[{index}]."
+            )
+        for (path, expected), leaf in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(batch), strict=True):
+            if (leaf.shape, leaf.dtype) != (expected.shape, expected.dtype):
+                name = jax.tree_util.keystr(path)
+                raise ValueError(
+                    "all batches of support must have the same shapes and dtypes, got "
+                    f"{expected.dtype}{list(expected.shape)} in support[0]{name} and {leaf.dtype}{list(leaf.shape)} in "
+                    f"support[{index}]{name}. Collect each with the same num_episodes and horizon."
+                )
 
 
 def _objective(params: Any, args: InnerArgs, step: Array) -> Scalar:

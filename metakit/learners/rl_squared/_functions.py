@@ -93,8 +93,7 @@ def adapt(learner: RLSquared, support: Trajectories, key: PRNGKey | None = None)
     (8,)
     """
     del key
-    seen, last = tokens(support, learner.policy.actions)
-    state, _, _ = learner.policy.read(seen)
+    state, last, _, _ = _read(learner, support, "support")
     return Adapted(learner.policy, state, last)
 
 
@@ -191,7 +190,7 @@ def meta_loss(learner: RLSquared, task: AbstractEnvironment | Trial, key: PRNGKe
     """
     require_task(task, Trial, "rl_squared")
     data = task if isinstance(task, Trial) else collect(learner, task, key)
-    distribution, values = _read(learner, data.trajectories)
+    _, _, distribution, values = _read(learner, data.trajectories, "trajectories")
     acted, mask = data.trajectories, data.trajectories.mask
     log_probs = distribution.log_prob(acted.actions)
     if learner.objective == "ppo":
@@ -226,7 +225,7 @@ def divergence(learner: RLSquared, data: Trial) -> Scalar:
     >>> bool(abs(mk.rl_squared.divergence(learner, trial)) < 1e-6)
     True
     """
-    distribution, _ = _read(learner, data.trajectories)
+    _, _, distribution, _ = _read(learner, data.trajectories, "trajectories")
     return masked_mean(data.trajectories.behaviour.divergence(distribution), data.trajectories.mask)
 
 
@@ -274,9 +273,19 @@ def diagnostics(learner: RLSquared, task: AbstractEnvironment | Trial, key: PRNG
     return Diagnostics(acted.returns, entropy, masked_mean(data.advantages**2, acted.mask))
 
 
-def _read(learner: RLSquared, trajectories: Trajectories) -> tuple[AbstractDistribution, Float[Array, "e t"]]:
-    """The policy and its values at every step of a trial, both shaped like the trajectories."""
-    seen, _ = tokens(trajectories, learner.policy.actions)
-    _, distribution, values = learner.policy.read(seen)
+def _read(
+    learner: RLSquared, trajectories: Trajectories, name: str
+) -> tuple[Any, Token, AbstractDistribution, Float[Array, "episodes horizon"]]:
+    """The memory after a trial and the token it would see next; the policy and its values at every step of it, both
+    shaped like the trajectories."""
+    seen, last = tokens(trajectories, learner.policy.actions, name)
     lead = trajectories.rewards.shape
-    return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (distribution, values))
+    try:
+        state, distribution, values = learner.policy.read(seen)
+    except ValueError as error:  # of a network, which knows nothing of trials
+        raise ValueError(
+            f"the policy cannot read {name} of {lead[0]} episodes * {lead[1]} steps = {lead[0] * lead[1]} tokens: "
+            f"{error}"
+        ) from error
+    distribution, values = jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (distribution, values))
+    return state, last, distribution, values
