@@ -5,7 +5,7 @@ python examples/neural_process.py curves.png --steps 20000            # the figu
 python examples/neural_process.py curves.png --attention uniform      # the plain conditional neural process
 python examples/neural_process.py curves.png --latent                 # the attentive neural process
 
-The plain one with Fourier features and a larger network, half an hour with `--steps 80000`:
+The plain one with Fourier features and a larger network, an hour of processor time with `--steps 200000`:
 python examples/neural_process.py curves.png --attention uniform --features 8 --width 256 --decoder-depth 5
 """
 
