@@ -15,6 +15,7 @@ from ._policies import (
 from ._recurrent import (
     AbstractRecurrentPolicy as AbstractRecurrentPolicy,
     Token as Token,
+    read_trial as read_trial,
     tokens as tokens,
 )
 from ._rollout import rollout as rollout, trial as trial

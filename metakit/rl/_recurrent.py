@@ -1,6 +1,8 @@
 """Policies with a memory: what they see, and what they must offer."""
 
 import abc
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -9,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metakit._environment import Actions
+from metakit._typecheck import typed
 from metakit._types import Scalar
 
+from ._distributions import AbstractDistribution
 from ._trajectories import Trajectories, check_actions
 
 
@@ -123,3 +127,46 @@ def tokens(trajectories: Trajectories, actions: Actions, name: str = "the trajec
     return eqx.tree_at(lambda t: t.observation, seen, observations), eqx.tree_at(
         lambda t: t.observation, last, first.observation
     )
+
+
+@typed
+def read_trial(
+    policy: AbstractRecurrentPolicy, trajectories: Trajectories, name: str = "the trajectories"
+) -> tuple[Any, Token, AbstractDistribution, Float[Array, "episodes horizon"]]:
+    """Read a trial into a policy's memory, from its beginning.
+
+    **Arguments:**
+
+    - `policy`: an `AbstractRecurrentPolicy`.
+    - `trajectories`: of one trial, in order, `[episodes, horizon, ...]`.
+    - `name`: of the trajectories in an error.
+
+    **Returns:** the memory after them; the `Token` it would see next, as in `tokens`; and the distributions over
+    actions and the values at every step, all `[episodes, horizon, ...]`.
+
+    **Raises:** `ValueError` when the policy was built for other observations or actions (in compiled code an action out
+    of range makes the memory NaN), or when there are more steps than its memory holds.
+
+    >>> import jax, metakit as mk
+    >>> bandit = mk.tasks.Bandits(2)(jax.random.key(0))
+    >>> policy = mk.rl_squared.gru_policy((1,), bandit.actions, 8, key=jax.random.key(1))
+    >>> trajectories, _ = mk.rl.trial(policy, bandit, jax.random.key(2), num_episodes=5)
+    >>> state, _, _, values = mk.rl.read_trial(policy, trajectories)
+    >>> state.shape, values.shape
+    ((8,), (5, 1))
+    """
+    seen, last = tokens(trajectories, policy.actions, name)
+    lead = trajectories.rewards.shape
+    with reading(f"{name} of {lead[0]} episodes * {lead[1]} steps = {lead[0] * lead[1]} tokens"):
+        state, distribution, values = policy.read(seen)
+    distribution, values = jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (distribution, values))
+    return state, last, distribution, values
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Say of what a network complains, which knows nothing of trials."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"the policy cannot read {what}: {error}") from error

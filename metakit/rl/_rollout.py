@@ -13,7 +13,7 @@ from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
 from ._policies import check_fits
-from ._recurrent import AbstractRecurrentPolicy, Token, first_token, next_token
+from ._recurrent import AbstractRecurrentPolicy, Token, first_token, next_token, reading
 from ._trajectories import Trajectories, as_data
 
 
@@ -169,12 +169,8 @@ def _check(environment: AbstractEnvironment, num_episodes: int) -> None:
 def _check_memory(policy: AbstractRecurrentPolicy, token: Token, steps: int) -> None:
     """A memory too short for the trial only shows in `read`: step by step it would fill up in silence."""
     whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), token)
-    try:
+    with reading(f"this trial of num_episodes * horizon = {steps} steps"):
         eqx.filter_eval_shape(lambda policy, tokens: policy.read(tokens), policy, whole)
-    except ValueError as error:
-        raise ValueError(
-            f"the policy cannot read this trial of num_episodes * horizon = {steps} steps: {error}"
-        ) from error
 
 
 def _check_observation(observation: Any, environment: AbstractEnvironment) -> None:

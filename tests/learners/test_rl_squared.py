@@ -234,7 +234,7 @@ def test_actions_of_another_environment_are_refused(taken, message):
     with pytest.raises(ValueError, match=message):
         mk.rl_squared.adapt(subject, wrong)
     loss, data = mk.rl_squared.meta_loss, mk.rl_squared.collect(subject, BANDIT, KEY)
-    with pytest.raises(ValueError, match=message.replace("support", "trajectories")):
+    with pytest.raises(ValueError, match=message.replace("support", "the trajectories")):
         loss(subject, eqx.tree_at(lambda t: t.trajectories, data, wrong))
     if isinstance(taken, int):  # compiled, where nothing can raise
         assert jnp.isnan(eqx.filter_jit(mk.rl_squared.adapt)(subject, wrong).state).all()

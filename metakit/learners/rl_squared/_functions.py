@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float
 
 from metakit._environment import AbstractEnvironment
@@ -20,7 +19,7 @@ from metakit.rl import (
     gae,
     masked_mean,
     policy_surrogate,
-    tokens,
+    read_trial,
     trial,
 )
 
@@ -93,7 +92,7 @@ def adapt(learner: RLSquared, support: Trajectories, key: PRNGKey | None = None)
     (8,)
     """
     del key
-    state, last, _, _ = _read(learner, support, "support")
+    state, last, _, _ = read_trial(learner.policy, support, "support")
     return Adapted(learner.policy, state, last)
 
 
@@ -179,7 +178,7 @@ def meta_loss(learner: RLSquared, task: AbstractEnvironment | Trial, key: PRNGKe
 
     **Returns:** a scalar. Its gradient is that of the loss above with the trial held fixed.
 
-    **Raises:** `ValueError` without a key for an environment, or as `mk.rl.trial`.
+    **Raises:** `ValueError` without a key for an environment, as `mk.rl.trial`, or for a `Trial` as `mk.rl.read_trial`.
 
     >>> import jax, metakit as mk
     >>> bandit = mk.tasks.Bandits(2)(jax.random.key(0))
@@ -190,7 +189,7 @@ def meta_loss(learner: RLSquared, task: AbstractEnvironment | Trial, key: PRNGKe
     """
     require_task(task, Trial, "rl_squared")
     data = task if isinstance(task, Trial) else collect(learner, task, key)
-    _, _, distribution, values = _read(learner, data.trajectories, "trajectories")
+    _, _, distribution, values = read_trial(learner.policy, data.trajectories)
     acted, mask = data.trajectories, data.trajectories.mask
     log_probs = distribution.log_prob(acted.actions)
     if learner.objective == "ppo":
@@ -217,6 +216,8 @@ def divergence(learner: RLSquared, data: Trial) -> Scalar:
 
     **Returns:** a scalar, in nats a step. `mk.train.TrustRegion` keeps it small.
 
+    **Raises:** `ValueError` as `mk.rl.read_trial`.
+
     >>> import jax, metakit as mk
     >>> bandit = mk.tasks.Bandits(2)(jax.random.key(0))
     >>> policy = mk.rl_squared.gru_policy((1,), bandit.actions, 8, key=jax.random.key(1))
@@ -225,7 +226,7 @@ def divergence(learner: RLSquared, data: Trial) -> Scalar:
     >>> bool(abs(mk.rl_squared.divergence(learner, trial)) < 1e-6)
     True
     """
-    _, _, distribution, _ = _read(learner, data.trajectories, "trajectories")
+    _, _, distribution, _ = read_trial(learner.policy, data.trajectories)
     return masked_mean(data.trajectories.behaviour.divergence(distribution), data.trajectories.mask)
 
 
@@ -257,7 +258,7 @@ def diagnostics(learner: RLSquared, task: AbstractEnvironment | Trial, key: PRNG
 
     **Returns:** a `Diagnostics`.
 
-    **Raises:** as `meta_loss`.
+    **Raises:** `ValueError` without a key for an environment, or as `mk.rl.trial`.
 
     >>> import jax, metakit as mk
     >>> bandit = mk.tasks.Bandits(2)(jax.random.key(0))
@@ -271,21 +272,3 @@ def diagnostics(learner: RLSquared, task: AbstractEnvironment | Trial, key: PRNG
     acted = data.trajectories
     entropy = masked_mean(acted.behaviour.entropy(), acted.mask)
     return Diagnostics(acted.returns, entropy, masked_mean(data.advantages**2, acted.mask))
-
-
-def _read(
-    learner: RLSquared, trajectories: Trajectories, name: str
-) -> tuple[Any, Token, AbstractDistribution, Float[Array, "episodes horizon"]]:
-    """The memory after a trial and the token it would see next; the policy and its values at every step of it, both
-    shaped like the trajectories."""
-    seen, last = tokens(trajectories, learner.policy.actions, name)
-    lead = trajectories.rewards.shape
-    try:
-        state, distribution, values = learner.policy.read(seen)
-    except ValueError as error:  # of a network, which knows nothing of trials
-        raise ValueError(
-            f"the policy cannot read {name} of {lead[0]} episodes * {lead[1]} steps = {lead[0] * lead[1]} tokens: "
-            f"{error}"
-        ) from error
-    distribution, values = jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (distribution, values))
-    return state, last, distribution, values
