@@ -3,70 +3,43 @@
 A meta-learner is `adapt`, `predict` and `meta_loss` on one task; everything else composes them.
 """
 
+import importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
-from . import (
-    bilevel as bilevel,
-    evaluate as evaluate,
-    inner as inner,
-    losses as losses,
-    metrics as metrics,
-    nn as nn,
-    random as random,
-    rl as rl,
-    sharding as sharding,
-    tasks as tasks,
-    train as train,
-)
-from ._algorithm import Algorithm as Algorithm, MetaLearner as MetaLearner
-from ._compile import compiler_options as compiler_options
-from ._environment import (
-    AbstractEnvironment as AbstractEnvironment,
-    Continuous as Continuous,
-    Discrete as Discrete,
-    Transition as Transition,
-)
-from ._episode import (
-    Episode as Episode,
-    Examples as Examples,
-    MaskedExamples as MaskedExamples,
-    check_values as check_values,
-)
-from ._hyperparameter import (
-    Hyperparameter as Hyperparameter,
-    fixed as fixed,
-    learned as learned,
-    trainable as trainable,
-)
-from ._normal import Normal as Normal
-from .bilevel import (
-    Bilevel as Bilevel,
-    Hypergradient as Hypergradient,
-    HypergradientReport as HypergradientReport,
-    HypergradientRow as HypergradientRow,
-    RealTime as RealTime,
-    check_hypergradient as check_hypergradient,
-    choose_adjoint as choose_adjoint,
-    hypergradient as hypergradient,
-    real_time_hypergradient as real_time_hypergradient,
-    start_real_time as start_real_time,
-)
-from .learners import (
-    maml as maml,
-    mann as mann,
-    matching as matching,
-    meta_lstm as meta_lstm,
-    metagan as metagan,
-    neural_process as neural_process,
-    prototypical as prototypical,
-    relation as relation,
-    reptile as reptile,
-    ridge as ridge,
-    rl_maml as rl_maml,
-    rl_squared as rl_squared,
-    snail as snail,
-    statistician as statistician,
-    versa as versa,
-)
+if TYPE_CHECKING:
+    from . import experiments as experiments, recipes as recipes
+    from ._public import *  # noqa: F403 - the public names once, for readers and for type checkers
+    from .experiments import Experiment as Experiment
+    from .recipes import open_run as open_run
 
 __version__ = _version("metakit")
+
+# Imported when asked for: `metakit --help` needs no JAX, and who composes functions needs no plots.
+_LATER = {
+    "experiments": "experiments",
+    "recipes": "recipes",
+    "Experiment": "experiments",
+    "open_run": "recipes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):  # asked for by tools; not worth importing JAX
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _LATER:
+        module = importlib.import_module(f".{_LATER[name]}", __name__)
+        value = module if name == _LATER[name] else getattr(module, name)
+    else:
+        public = importlib.import_module("._public", __name__)
+        globals().update({key: value for key, value in vars(public).items() if not key.startswith("_")})
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name]
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    public = importlib.import_module("._public", __name__)
+    return sorted({*(name for name in vars(public) if not name.startswith("_")), *_LATER, "__version__"})

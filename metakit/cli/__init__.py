@@ -1,25 +1,26 @@
-"""The `metakit` command."""
+"""The `metakit` command: one module for each command, imported when it is called."""
 
+import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
-import jax
-import tyro
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-from metakit._errors import nearest
-from metakit.tasks import cache_directory
-from metakit.train import ConfigChangedError
+from ._usage import UsageError, is_misuse, nearest_command, without_common
 
-from . import _evaluate, _train
-from ._algorithms import ALGORITHMS
-from ._config import Evaluate, List, Train, UsageError
-from ._presets import preset, unused_options
-
-_COMMANDS = ("train", "evaluate", "list")
+# Each is a module of this folder, with a function `run(words, console) -> status`.
+COMMANDS = {
+    "train": "meta-train a recipe, test it on unseen tasks, and write a report",
+    "evaluate": "test the learner of a run on its test tasks, or on others",
+    "predict": "learn new classes, or a new curve, from a few examples, and label others",
+    "compare": "set runs side by side: one table, one picture",
+    "choose": "try the sensible learners on your own data within some minutes",
+    "export": "write a run's adapt and predict for a process without metakit",
+    "list": "show the recipes and their published options",
+}
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     **Returns:** the exit status: 0, 1 for an error, 2 for options that do not fit, 130 after Ctrl-C.
 
-    >>> main(["list"])  # doctest: +ELLIPSIS
-    algorithm ...
+    >>> main(["--help"])
+    usage: metakit ...
     0
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -38,82 +39,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given == ["--version"]:
         console.print(importlib.metadata.version("metakit"), highlight=False)
         return 0
+    if not given or given[0] in ("-h", "--help"):
+        _help(console)
+        return 0 if given else 2
+    words, common = without_common(given)
     try:
-        _check_words(given)
-    except UsageError as error:
-        errors.print(f"metakit: {error}", highlight=False, markup=False, soft_wrap=True)
-        return 2
-    try:
-        options = tyro.cli(
-            Annotated[Train, tyro.conf.subcommand("train")]
-            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-            | Annotated[List, tyro.conf.subcommand("list")],
-            prog="metakit",
-            args=given,
-            description="Meta-learning for JAX: train, evaluate, list. With --version alone, says its version.",
-        )
+        if not words or words[0] not in COMMANDS:
+            raise UsageError(nearest_command(words, COMMANDS))
+        command = importlib.import_module(f"._{words[0]}", __name__)
+        common.apply()
+        return command.run(words[1:], console)
     except SystemExit as stop:  # tyro has explained itself, or shown its help
         return stop.code if isinstance(stop.code, int) else 2
-    try:
-        return _dispatch(options, console)
     except KeyboardInterrupt:
-        return _train.INTERRUPTED
-    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
-        if options.traceback:
+        return INTERRUPTED
+    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError, ImportError) as error:
+        if common.traceback:
             raise
-        misused = isinstance(error, UsageError | ConfigChangedError)
+        misused = is_misuse(error)
         kind = "" if misused else f"{type(error).__name__}: "
         errors.print(f"metakit: {kind}{error}", highlight=False, markup=False, soft_wrap=True)
         return 2 if misused else 1
 
 
-def _check_words(given: list[str]) -> None:
-    """Suggest the nearest command and algorithm before anything else is parsed."""
-    if not given or given[0].startswith("-"):
-        return
-    if given[0] not in _COMMANDS:
-        raise UsageError(f"{given[0]!r} is no command. {nearest(given[0], _COMMANDS)}")
-    if given[0] == "train" and len(given) > 1 and not given[1].startswith("-") and given[1] not in ALGORITHMS:
-        raise UsageError(f"the algorithm {given[1]!r} is not known. {nearest(given[1], ALGORITHMS)}")
-
-
-def _dispatch(options: Train | Evaluate | List, console: Console) -> int:
-    if isinstance(options, List):
-        return _list(console)
-    if options.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
-    return _train.run(options, console) if isinstance(options, Train) else _evaluate.run(options, console)
-
-
-def _list(console: Console) -> int:
-    console.print(_algorithms())
-    console.print()
-    console.print(_presets())
-    return 0
-
-
-def _table(*columns: Column | str) -> Table:
-    """Without borders, so that every number fits into 80 columns."""
-    return Table(*columns, box=None, pad_edge=False, collapse_padding=True, padding=(0, 1))
-
-
-def _algorithms() -> Table:
-    table = _table("algorithm", "what it is")
-    for name, entry in ALGORITHMS.items():
-        table.add_row(name, entry.about)
-    return table
-
-
-def _presets() -> Table:
-    shown = ("way", "shot", "queries", "steps", "meta_batch", "rate", "inner_steps", "norm_policy")
-    table = _table(
-        Column("preset", no_wrap=True),
-        *(Column(name.replace("_", "\n"), no_wrap=True, justify="right") for name in shown),
-    )
-    for name, entry in ALGORITHMS.items():
-        for data in entry.data:
-            if data == "folder":  # as glyphs
-                continue
-            values, unused = preset(name, data), unused_options(name, data)
-            table.add_row(f"{name} {data}", *("" if key in unused else str(values[key]) for key in shown))
-    return table
+def _help(console: Console) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    for name, about in COMMANDS.items():
+        table.add_row(f"  {name}", about)
+    say = {"highlight": False, "markup": False, "soft_wrap": True}
+    console.print("usage: metakit COMMAND ...\n\nMeta-learning for JAX.\n", **say)
+    console.print(table)
+    console.print("\n'metakit COMMAND --help' explains one, 'metakit train maml --help' a recipe's options.", **say)
+    console.print("'metakit --version' says which metakit this is.", **say)

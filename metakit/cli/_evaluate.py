@@ -1,86 +1,64 @@
 """`metakit evaluate`: the learner that a run was tested with, on its own test tasks or on others."""
 
 import dataclasses
+import pathlib
 import shlex
 import sys
-import time
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import jax
+import tyro
 from rich.console import Console
 
-from ._algorithms import ALGORITHMS, build_learner
-from ._assess import assess, try_out
-from ._config import Evaluate, Settings, UsageError, check_numbers, option
-from ._data import Data, load
-from ._presets import unused_options
-from ._refusals import as_usage
-from ._report import as_record, report, show_table
-from ._run_folder import open_run, write
-from ._start import trained_learner
+from metakit import experiments, recipes
+from metakit.experiments import RunFolder
+from metakit.recipes import OptionError
+
+from ._parse import is_given
 
 
-def run(options: Evaluate, console: Console) -> int:
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Test the learner of a run on its test tasks, or on others."""
+
+    run: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    num_tasks: int | None = None
+    """How many tasks; by default as in the run's own test."""
+    seed: int = 1
+    """Seed of the test tasks."""
+    classes: Literal["test", "new"] = "test"
+    """Test on the classes that the run kept for it, or on those that came later (data folder)."""
+    changed_recipe: bool = False
+    """Evaluate a run whose recipe, of your own, has changed since."""
+
+
+def run(words: list[str], console: Console) -> int:
     """Evaluate and write the result into the run folder; returns the exit status."""
-    folder, trained = open_run(options.run)
-    chosen = _overridden(trained, options)
-    data = load(chosen, dealt_by=trained)
-    learner = _as_chosen(trained, chosen, data, trained_learner(folder, trained, data))
-    with as_usage():
-        try_out(chosen, data, learner)
-    console.print(f"{ALGORITHMS[chosen.algorithm].about} on {data.about}", highlight=False)
-
-    started = time.perf_counter()
-    assessment = assess(chosen, data, learner, jax.random.fold_in(jax.random.key(options.seed), 3))
-    name = f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
-    seconds = time.perf_counter() - started
+    folder = next((word for word in words if not word.startswith("-")), None)
+    form: Any = Evaluate
+    known: dict[str, recipes.Option] = {}
+    if folder is not None:
+        place = RunFolder(folder)
+        record = place.read_record()
+        found = recipes.recipe_of(place, record, changed_recipe="--changed-recipe" in words)
+        known = recipes.test_options(found, record["options"].get("data"))
+        more = [_field(name, one, record["options"]) for name, one in known.items() if name != "num_tasks"]
+        form = dataclasses.make_dataclass("evaluate", more, bases=(Evaluate,), frozen=True)
+    config = (tyro.conf.FlagCreatePairsOff,)
+    options = tyro.cli(form, args=words, prog="metakit evaluate", description=Evaluate.__doc__, config=config)
+    if options.seed < 0:
+        raise OptionError(f"--seed must be at least 0, got {options.seed}.")
+    given = {name: getattr(options, name) for name in (*known, "num_tasks") if is_given(name, words)}
     command = shlex.join(["metakit", *sys.argv[1:]])
-    page = report(chosen, assessment, about=data.about, pictures=[], seconds=seconds, command=command)
-    write(folder.path / f"{name}.md", page)
-    folder.log(event="evaluation", file=f"{name}.md", **as_record(assessment))
-    show_table(console, chosen, assessment, about=data.about)
-    console.print(f"report: {folder.path / name}.md", highlight=False)
+    experiment, learner = recipes.evaluation(
+        options.run, given, classes=options.classes, changed_recipe=options.changed_recipe
+    )
+    experiments.evaluate_again(
+        experiment, learner, RunFolder(options.run), seed=options.seed, command=command, console=console
+    )
     return 0
 
 
-def _as_chosen(trained: Settings, chosen: Settings, data: Data, learner: Any) -> Any:
-    """The learner under another policy: its numbers in a learner that is built with it."""
-    if chosen.norm_policy == trained.norm_policy:
-        return learner
-    other = dataclasses.replace(trained, norm_policy=chosen.norm_policy)
-    with as_usage():
-        built = build_learner(other, data.pools.get("train"), jax.random.key(trained.seed))
-    return jax.tree.unflatten(jax.tree.structure(built), jax.tree.leaves(learner))
-
-
-# Options by the settings that they change.
-_OPTIONS = {
-    "test_way": "way",
-    "test_shot": "shot",
-    "test_queries": "queries",
-    "test_inner_steps": "inner_steps",
-    "norm_policy": "norm_policy",
-    "test_tasks": "num_tasks",
-    "path": "path",
-}
-
-
-def _overridden(trained: Settings, options: Evaluate) -> Settings:
-    given = {name: getattr(options, own) for name, own in _OPTIONS.items()}
-    changes = {name: value for name, value in given.items() if value is not None}
-    for name, why in unused_options(trained.algorithm, trained.data).items():
-        if name in changes:
-            raise UsageError(f"{option(_OPTIONS[name])} would not be used: {why}. Leave it out.")
-    way = changes.get("test_way", trained.test_way)
-    if ALGORITHMS[trained.algorithm].fixed_way and trained.has_classes and way != trained.way:
-        raise UsageError(
-            f"--way {way}: {trained.algorithm} has a head for {trained.way} classes and can be tested on "
-            "no other number."
-        )
-    if "path" in changes:
-        changes["path"] = str(changes["path"])
-    chosen = dataclasses.replace(trained, **changes)
-    check_numbers(dataclasses.asdict(chosen), names=_OPTIONS)
-    if options.seed < 0:
-        raise UsageError(f"--seed must be at least 0, got {options.seed}.")
-    return chosen
+def _field(name: str, one: recipes.Option, trained: dict[str, Any]) -> tuple[str, Any, Any]:
+    about = f"Instead of the run's own, {trained.get(one.name)}."
+    return name, Annotated[one.kind | None, tyro.conf.arg(help=about)], dataclasses.field(default=None)

@@ -1,172 +1,165 @@
-"""`metakit train`: a run from its first step to its report."""
+"""`metakit train`: a recipe from its first step to its report."""
 
 import dataclasses
-import functools
+import pathlib
 import time
 from typing import Any
 
-import jax
 from rich.console import Console
 
-from metakit import evaluate, train
-from metakit.sharding import task_mesh
+from metakit import experiments, recipes, train
+from metakit._errors import nearest
+from metakit.experiments import Experiment, RunFolder, RunFolderError
+from metakit.recipes import OptionError, Recipe, offer
 
-from . import _pictures
-from ._algorithms import ALGORITHMS, as_tested, form_of
-from ._assess import Assessment, assess, by_inner_steps, try_out
-from ._config import Settings, Train, explicit, settings
-from ._data import Data, load
-from ._devices import offer
-from ._display import Display
-from ._presets import check_given, default_data, preset
-from ._refusals import as_usage
-from ._report import as_command, as_record, report, show_table
-from ._run_folder import RunFolder, create, resume, write
-from ._start import first_learner, initial_state
+from ._parse import parse, parse_recipe, value_of
 
-INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+INTERRUPTED = 130
 
 
-def run(options: Train, console: Console) -> int:
+@dataclasses.dataclass(frozen=True)
+class General:
+    """The run."""
+
+    run: pathlib.Path | None = None
+    """Run folder to make; by default runs/RECIPE-DATA-TIME."""
+    resume: pathlib.Path | None = None
+    """Run folder to continue."""
+    start_from: pathlib.Path | None = None
+    """Run folder whose learner to start from; another --seed draws other tasks."""
+    seeds: int | None = None
+    """Train so many seeds, from --seed on, and report the spread between them beside that between tasks."""
+    smoke: bool = False
+    """A few steps only: checks that everything works, learns nothing."""
+    changed_recipe: bool = False
+    """Continue a run whose recipe, of your own, has changed since."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run folder (needs the extra metakit[tensorboard])."""
+    wandb: bool = False
+    """Log to Weights & Biases (needs the extra metakit[wandb])."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unnamed:
+    """Meta-train a recipe: metakit train RECIPE [OPTIONS].
+
+    'metakit list' shows the recipes, 'metakit train RECIPE --help' the options of one. RECIPE may be file.py:function or
+    package.module:function."""
+
+    general: General = General()
+
+
+def run(words: list[str], console: Console) -> int:
     """Train, test and report; returns the exit status."""
-    if options.resume is None:
-        name = options.data or default_data(options.algorithm)
-        chosen = settings(options, name, preset(options.algorithm, name))
-        offer(chosen.devices)
-        check_given(explicit(options), chosen)
-        # Before the folder is made: a wrong path or option leaves nothing behind.
-        data = load(chosen, download=options.download)
-        with as_usage():
-            learner = first_learner(chosen, data)
-        with as_usage("test_"):
-            try_out(chosen, data, learner)
-        folder = create(options, chosen)
+    if not words or words[0].startswith("-"):
+        parse(Unnamed, words, "train")
+        raise OptionError(f"which recipe? {nearest('', recipes.names())}")
+    name, words = words[0], words[1:]
+    recipe = recipes.find(name)
+    resumed = value_of("resume", words)
+    place = None if resumed is None else RunFolder(resumed)
+    record = None if place is None or _asks_help(words) else place.read_record()
+    data = value_of("data", words) or (None if record is None else record["options"].get("data"))
+    general, given = parse_recipe(recipe, General, words, f"train {name}", data=data)
+    if record is not None:
+        assert place is not None
+        return _resume(recipe, record, place, general, given, console)
+    values = recipe.settle(given, smoke=general.smoke)
+    offer(values.get("devices", 1))
+    if general.start_from is not None:
+        experiment = recipes.start_from(recipe, values, general.start_from)
     else:
-        folder, chosen = resume(options)
-        offer(chosen.devices)
-        data = load(chosen, download=options.download)
-    console.print(f"{ALGORITHMS[chosen.algorithm].about} on {data.about}", highlight=False)
-    console.print(f"run folder: {folder.path}", highlight=False)
+        experiment = recipe.build(values)
+    folder = general.run or pathlib.Path("runs") / _name_now(recipe, values)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OptionError(
+            f"--run {folder} exists and is not empty. Choose another folder, or continue it with --resume {folder}."
+        )
+    return _go(_smoked(experiment, values) if general.smoke else experiment, folder, name, general, console)
+
+
+def _asks_help(words: list[str]) -> bool:
+    return "-h" in words or "--help" in words
+
+
+def _name_now(recipe: Recipe, values: dict[str, Any]) -> str:
+    words = [pathlib.Path(recipe.name.partition(":")[0]).stem if ":" in recipe.name else recipe.name]
+    words += [str(values["data"])] if "data" in values else []
+    return "-".join([*words, time.strftime("%Y%m%d-%H%M%S")])
+
+
+def _smoked(experiment: Experiment, values: dict[str, Any]) -> Experiment:
+    """A few steps of a recipe that has no options for them."""
+    few = {"steps": 4, "validate_every": 2, "validation_tasks": 8, "test_tasks": 20, "meta_batch": 2}
+    missing = {name: count for name, count in few.items() if name not in values}
+    return dataclasses.replace(experiment, **missing)
+
+
+def _resume(
+    recipe: Recipe,
+    record: dict[str, Any],
+    place: RunFolder,
+    general: General,
+    given: dict[str, Any],
+    console: Console,
+) -> int:
+    if general.run is not None:
+        raise OptionError(
+            f"--run {general.run} would not be used: --resume continues in {general.resume}. Leave it out."
+        )
+    values = record["options"]
+    asked = {name: str(v) if isinstance(v, pathlib.Path) else v for name, v in given.items()}
+    asked |= {"recipe": recipe.name}
+    known = {"recipe": record["recipe"], **values}
+    changes = {name: (known.get(name), value) for name, value in asked.items() if known.get(name) != value}
+    if changes:
+        raise train.ConfigChangedError(str(place.path), changes)
+    if place.finished:
+        console.print(f"{place.path} is finished; nothing is left to do. Its report: {place.report}", highlight=False)
+        return 0
+    offer(values.get("devices", 1))
+    recipes.recipe_of(place, record, changed_recipe=general.changed_recipe)
+    recall = recipes.recalled(place)
+    if record["start_from"] is not None:
+        experiment = recipes.start_from(recipe, values, pathlib.Path(record["start_from"]), recall=recall)
+    else:
+        experiment = recipe.build(values, recall=recall)
+    _check_unchanged(experiment, place)
+    return _go(experiment, place.path, recipe.name, general, console)
+
+
+def _check_unchanged(experiment: Experiment, place: RunFolder) -> None:
+    recorded = experiments.read_data(place)
+    if recorded is None or experiment.data is None:
+        return
+    for part, before in recorded.fingerprints.items():
+        if experiment.data.fingerprints[part] != before:
+            raise RunFolderError(
+                f"the pictures of the classes of {part!r} have changed since {place.path} was begun, so it cannot be "
+                "continued as the run that it was. Restore them, or train again."
+            )
+
+
+def _go(experiment: Experiment, folder: pathlib.Path, name: str, general: General, console: Console) -> int:
+    how = f"continue with: metakit train {name} --resume {folder}"
     try:
-        return _run(chosen, data, folder, console)
+        done = experiments.run(experiment, folder, listeners=_listeners(general, folder), quiet=general.quiet)
     except (KeyboardInterrupt, train.DiskFullError):
-        _say_how_to_continue(chosen, folder, console)
+        console.print(how, highlight=False, markup=False, soft_wrap=True)
         raise
-
-
-def _run(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> int:
-    started = time.perf_counter()
-    try:
-        result = _fit(chosen, data, folder, console)
     except train.NonFiniteLossError:
-        if any(folder.checkpoints.glob("[0-9]*")):
-            console.print(f"The checkpoints before it are in {folder.checkpoints}.", highlight=False)
+        checkpoints = RunFolder(folder).checkpoints
+        if any(checkpoints.glob("steps/[0-9]*")):
+            console.print(f"The checkpoints before it are in {checkpoints}.", highlight=False, soft_wrap=True)
         raise
-    if result.interrupted:
-        _say_how_to_continue(chosen, folder, console)
+    if not done.finished:
+        console.print(how, highlight=False, markup=False, soft_wrap=True)
         return INTERRUPTED
-    assert result.state is not None
-    # As in `trained_learner`: a validation on classes that were trained on chooses nothing.
-    learner = result.state.learner if chosen.trainval else result.best_learner
-    finish(chosen, data, folder, learner, console, started)
     return 0
 
 
-def _say_how_to_continue(chosen: Settings, folder: RunFolder, console: Console) -> None:
-    console.print(
-        f"continue with: metakit train {chosen.algorithm} --resume {folder.path}", highlight=False, markup=False
-    )
-
-
-def _fit(chosen: Settings, data: Data, folder: RunFolder, console: Console) -> train.FitResult:
-    algorithm, form = ALGORITHMS[chosen.algorithm].algorithm, form_of(chosen)
-    validation_key = jax.random.fold_in(jax.random.key(chosen.seed), 2)
-
-    def validate(learner: Any) -> dict[str, evaluate.Interval]:
-        module = as_tested(chosen, learner, data.pools.get("train"))
-        scores = form.scores(algorithm, module, data.val, validation_key, num_tasks=chosen.validation_tasks)
-        return {form.score: evaluate.student_t(scores[form.score])}
-
-    display = Display(console, steps=chosen.steps, form=form)
-
-    def listen(event: train.Event) -> None:
-        _log(folder, event)
-        display.event(event)
-
-    mesh = task_mesh(chosen.devices) if chosen.devices > 1 else None
-    with (
-        train.Checkpoints(folder.checkpoints, config=dataclasses.asdict(chosen)) as checkpoints,
-        display,
-    ):
-        folder.rewind(checkpoints.latest_step or 0)
-        # A resumed run has its learner in its own folder.
-        first = first_learner(chosen, data) if checkpoints.latest_step is None else None
-        optimiser, state = initial_state(chosen, data, first)
-        return train.fit(
-            algorithm,
-            optimiser,
-            state,
-            data.train,
-            num_steps=chosen.steps,
-            meta_batch=chosen.meta_batch,
-            chunk=ALGORITHMS[chosen.algorithm].chunk,
-            validate=validate,
-            validate_every=chosen.validate_every,
-            best=form.best,
-            checkpoints=checkpoints,
-            on_event=listen,
-            mesh=mesh,
-            anneal=ALGORITHMS[chosen.algorithm].anneal(chosen),
-            rule=ALGORITHMS[chosen.algorithm].rule(),
-        )
-
-
-def _log(folder: RunFolder, event: train.Event) -> None:
-    if isinstance(event, train.Progress):
-        folder.log(event="progress", **event._asdict())
-    elif isinstance(event, train.Validated):
-        interval = next(iter(event.result.values()))
-        ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-        folder.log(event="validated", step=event.step, is_best=event.is_best, **ends)
-
-
-def finish(chosen: Settings, data: Data, folder: RunFolder, learner: Any, console: Console, started: float) -> None:
-    """Test the learner, draw the pictures and write the report."""
-    key = jax.random.fold_in(jax.random.key(chosen.seed), 3)
-    assessment = assess(chosen, data, learner, key)
-    by_steps = by_inner_steps(chosen, data, learner, key)
-    assessment = dataclasses.replace(assessment, series=[*assessment.series, *by_steps])
-    log_test(folder, assessment)
-    seconds = time.perf_counter() - started
-    # The numbers first: a picture that cannot be drawn must not cost them.
-    shared = {"about": data.about, "seconds": seconds, "command": as_command(chosen)}
-    page = functools.partial(report, chosen, assessment, **shared)
-    write(folder.report, page(pictures=[]))
-    show_table(console, chosen, assessment, about=data.about)
-    write(folder.report, page(pictures=draw(chosen, data, folder, learner, key, assessment)))
-    console.print(f"report: {folder.report}", highlight=False)
-
-
-def log_test(folder: RunFolder, assessment: Assessment) -> None:
-    """The numbers of the final test into the log."""
-    folder.log(event="test", **as_record(assessment))
-    for series in assessment.series:
-        ends = [{"mean": i.mean, "low": i.low, "high": i.high} for i in series.intervals]
-        folder.log(event=series.name, scores=ends)
-
-
-def draw(
-    chosen: Settings, data: Data, folder: RunFolder, learner: Any, key: Any, assessment: Assessment
-) -> list[tuple[str, str]]:
-    """The pictures of a run, as (title, file)."""
-    form, algorithm = form_of(chosen), ALGORITHMS[chosen.algorithm].algorithm
-    axis = {"score": form.score_in_words, "is_share": form.is_share}
-    _pictures.learning_curve(folder.records(), folder.path / "learning-curve.png", **axis)
-    pictures = [("Learning curve", "learning-curve.png")]
-    module = as_tested(chosen, learner, data.pools.get("train"))
-    pictures += form.pictures(chosen, algorithm, module, data.test, key, folder.path)
-    for series in assessment.series:
-        file = f"{series.name.replace(' ', '-')}.png"
-        _pictures.series(series.intervals, folder.path / file, name=series.name, first=series.first, **axis)
-        pictures.append((f"Score against {series.name}", file))
-    return pictures
+def _listeners(general: General, folder: pathlib.Path) -> list[Any]:
+    del folder
+    return []

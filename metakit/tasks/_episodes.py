@@ -131,6 +131,11 @@ class Episodes(eqx.Module):
             Examples(self._augmented(flat[query_rows], query_key), query_rows // drawn, self.way),
         )
 
+    def names(self, key: PRNGKey) -> tuple[str, ...]:
+        """The names of the classes that a call with this key draws, by label."""
+        class_key, *_ = jax.random.split(key, 6)
+        return tuple(self.pool.names[i] for i in _classes(class_key, self.pool, self.way).tolist())
+
     def _augmented(self, x: Float[Array, "n c h w"], key: PRNGKey) -> Float[Array, "n ..."]:
         return x if self.augment is None else self.augment(x, key=key)
 
@@ -170,15 +175,18 @@ def draw(
 ) -> UInt8[Array, "way count c h w"]:
     """`count` different images of each of `way` different classes, in random order, perhaps turned."""
     class_key, example_key, turn_key = keys
-    # An ordered choice, so position = label is already a fresh random assignment of classes to labels.
-    total = jnp.full((), len(pool.names), jnp.int32)
-    classes = _distinct(class_key, total, way)
+    classes = _classes(class_key, pool, way)
     example_keys = jax.random.split(example_key, way)
     examples = jax.vmap(lambda k, n: _distinct(k, n, count))(example_keys, pool.counts[classes])
     images = pool.images[classes[:, None], examples]
     if rotate == "per_class":
         images = jax.vmap(_turn)(images, jax.random.randint(turn_key, (way,), 0, 4))
     return images
+
+
+def _classes(key: PRNGKey, pool: ImagePool, way: int) -> Int[Array, " way"]:
+    """An ordered choice, so position = label is already a fresh random assignment of classes to labels."""
+    return _distinct(key, jnp.full((), len(pool.names), jnp.int32), way)
 
 
 def require_augmentation(name: str, augment: Any) -> None:

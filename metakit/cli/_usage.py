@@ -1,0 +1,58 @@
+"""What all commands share: options that every one of them has, and errors of how it was used."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+
+
+class UsageError(ValueError):
+    """A command that cannot be understood; shown without a traceback, exit status 2."""
+
+
+# Errors of the library that are the user's to mend, by name: naming their classes would import JAX.
+_MISUSE = {
+    "UsageError",
+    "OptionError",
+    "RecipeError",
+    "RunFolderError",
+    "ConfigChangedError",
+    "UnfitError",
+    "MissingExtraError",
+}
+
+
+def is_misuse(error: BaseException) -> bool:
+    """Whether an error is about how the command was used, rather than about what happened while it ran."""
+    return any(kind.__name__ in _MISUSE for kind in type(error).__mro__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """Options that every command has."""
+
+    traceback: bool = False
+    """Show the whole traceback of an error."""
+    compilation_cache: bool = True
+    """Keep compiled programs for the next run."""
+
+    def apply(self) -> None:
+        """Tell JAX where compiled programs are kept; its module has been imported by the command."""
+        if self.compilation_cache and "jax" in sys.modules:
+            tasks = sys.modules["metakit.tasks"]
+            sys.modules["jax"].config.update("jax_compilation_cache_dir", str(tasks.cache_directory() / "compiled"))
+
+
+def without_common(words: Sequence[str]) -> tuple[list[str], Common]:
+    """The words of a command without those that every command has, wherever they stand."""
+    others = [word for word in words if word not in ("--traceback", "--no-compilation-cache")]
+    return others, Common("--traceback" in words, "--no-compilation-cache" not in words)
+
+
+def nearest_command(words: Sequence[str], commands: Iterable[str]) -> str:
+    """What is wrong with the first word."""
+    if not words:
+        return f"which command? It is one of {', '.join(commands)}."
+    close = difflib.get_close_matches(words[0].casefold(), list(commands), n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{words[0]!r} is no command.{hint} Known: {', '.join(commands)}."

@@ -1,0 +1,36 @@
+"""ANIL."""
+
+from metakit.experiments import Experiment
+from metakit.learners import maml
+
+from .parts import (
+    GRADIENT,
+    ON_OTHER_DATA,
+    Adam,
+    Budget,
+    Folder,
+    Glyphs,
+    InnerLoop,
+    Lines,
+    Norm,
+    Omniglot,
+    OneWay,
+    Points,
+    gradient_based,
+    recipe,
+)
+
+ABOUT = "only the head adapts (Raghu et al. 2020)"
+
+
+@recipe(ABOUT, **ON_OTHER_DATA)
+def anil(
+    data: Glyphs | Omniglot | Folder | Lines = Glyphs(),
+    tasks: OneWay | Points = OneWay(),
+    norm: Norm | None = Norm(),
+    inner: InnerLoop = GRADIENT.inner,
+    outer: Adam = GRADIENT.outer,
+    budget: Budget = GRADIENT.budget,
+) -> Experiment:
+    """ANIL: only the head adapts."""
+    return gradient_based(maml.anil, ABOUT, data, tasks, norm, inner, outer, budget)
