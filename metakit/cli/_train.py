@@ -45,8 +45,8 @@ class General:
 class Unnamed:
     """Meta-train a recipe: metakit train RECIPE [OPTIONS].
 
-    'metakit list' shows the recipes, 'metakit train RECIPE --help' the options of one. RECIPE may be file.py:function or
-    package.module:function."""
+    'metakit list' shows the recipes, 'metakit train RECIPE --help' the options of one. RECIPE may be file.py:function
+    or package.module:function."""
 
     general: General = General()
 
@@ -66,6 +66,8 @@ def run(words: list[str], console: Console) -> int:
     if record is not None:
         assert place is not None
         return _resume(recipe, record, place, general, given, console)
+    if general.seeds is not None:
+        return _sweep(recipe, given, general, console)
     values = recipe.settle(given, smoke=general.smoke)
     offer(values.get("devices", 1))
     if general.start_from is not None:
@@ -78,6 +80,31 @@ def run(words: list[str], console: Console) -> int:
             f"--run {folder} exists and is not empty. Choose another folder, or continue it with --resume {folder}."
         )
     return _go(_smoked(experiment, values) if general.smoke else experiment, folder, name, general, console)
+
+
+def _sweep(recipe: Recipe, given: dict[str, Any], general: General, console: Console) -> int:
+    assert general.seeds is not None
+    if general.seeds < 2:
+        raise OptionError(f"--seeds must be at least 2, got {general.seeds}. For one, use --seed.")
+    if general.start_from is not None:
+        raise OptionError("--start-from would not be used with --seeds. Leave one of them out.")
+    settled = recipe.settle(given, smoke=general.smoke)
+    if "seed" not in settled:
+        raise OptionError(f"--seeds needs a recipe with an option --seed, which {recipe.name} has not.")
+    offer(settled.get("devices", 1))
+    folder = general.run or pathlib.Path("runs") / _name_now(recipe, settled)
+    built = {}
+    for seed in range(settled["seed"], settled["seed"] + general.seeds):
+        built[f"seed-{seed}"] = recipe.build(recipe.settle({**given, "seed": seed}, smoke=general.smoke))
+    done = experiments.sweep(built, folder, quiet=general.quiet)
+    if done.between_runs is None:
+        console.print(f"continue with the same command and --run {folder}", highlight=False, soft_wrap=True)
+        return INTERRUPTED
+    say = {"highlight": False, "markup": False, "soft_wrap": True}
+    scores = next(iter(built.values())).scores
+    console.print(f"over {general.seeds} seeds: {scores.show(done.between_runs)}", **say)
+    console.print(f"report: {folder / 'report.md'}", **say)
+    return 0
 
 
 def _asks_help(words: list[str]) -> bool:

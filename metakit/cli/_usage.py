@@ -16,6 +16,8 @@ _MISUSE = {
     "OptionError",
     "RecipeError",
     "RunFolderError",
+    "PredictError",
+    "CompareError",
     "ConfigChangedError",
     "UnfitError",
     "MissingExtraError",

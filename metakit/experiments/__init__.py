@@ -2,6 +2,7 @@
 
 from . import plots as plots
 from ._assess import Assessment as Assessment, Row as Row, assess as assess, try_out as try_out
+from ._compare import Compared as Compared, CompareError as CompareError, Comparison as Comparison, compare as compare
 from ._display import Display as Display
 from ._evaluate import evaluate_again as evaluate_again
 from ._events import Reported as Reported, Started as Started, Tested as Tested, Testing as Testing
@@ -15,6 +16,15 @@ from ._loaded import (
     trained_learner as trained_learner,
 )
 from ._pictures import Shown as Shown, curves as curves, episode as episode
+from ._predict import (
+    PredictError as PredictError,
+    Predictions as Predictions,
+    draw_predictions as draw_predictions,
+    predict as predict,
+    read_curve as read_curve,
+    read_queries as read_queries,
+    read_support as read_support,
+)
 from ._record import arrays_in_words as arrays_in_words
 from ._run import UnfitError as UnfitError, run as run
 from ._scores import (
@@ -26,4 +36,5 @@ from ._scores import (
     mean_squared_error as mean_squared_error,
     metric as metric,
 )
+from ._sweep import Sweep as Sweep, sweep as sweep
 from ._words import Words as Words

@@ -66,13 +66,9 @@ def run(
     if not isinstance(experiment, Experiment):
         raise TypeError(f"experiment must be an mk.Experiment, got {describe(experiment)}.")
     place = RunFolder(folder)
-    if place.path.exists() and (not place.path.is_dir() or any(place.path.iterdir())):
-        _check_same(experiment, place)
-        if place.finished:
-            return read_run(experiment, place)
-    else:
-        check_test(experiment)
-        _create(experiment, place)
+    begin(experiment, place)
+    if place.finished:
+        return read_run(experiment, place)
     display = None if quiet else Display()
     audience = Audience([*listeners, *([] if display is None else [display])])
     try:
@@ -80,6 +76,15 @@ def run(
     finally:
         if display is not None:
             display.close()
+
+
+def begin(experiment: Experiment, place: RunFolder) -> None:
+    """Make the folder of a run, or see that it holds this one."""
+    if place.path.exists() and (not place.path.is_dir() or any(place.path.iterdir())):
+        _check_same(experiment, place)
+    else:
+        check_test(experiment)
+        _create(experiment, place)
 
 
 class UnfitError(ValueError):
@@ -144,10 +149,10 @@ def _fit(experiment: Experiment, place: RunFolder, tell: Callable[[RunEvent], No
     config = identity(experiment)
     with train.Checkpoints(place.checkpoints, config=config) as checkpoints:
         place.rewind(checkpoints.latest_step or 0)
-        validation: dict[str, Any] = {}
+        judged: dict[str, Any] = {}
         if experiment.val is not None:
-            validation = {"validate": _validation(experiment), "best": experiment.scores.best}
-            validation["validate_every"] = experiment.validate_every
+            judged = {"validate": validation(experiment), "best": experiment.scores.best}
+            judged["validate_every"] = experiment.validate_every
         return train.fit(
             experiment.algorithm,
             experiment.optimiser,
@@ -161,11 +166,12 @@ def _fit(experiment: Experiment, place: RunFolder, tell: Callable[[RunEvent], No
             mesh=task_mesh(experiment.devices) if experiment.devices > 1 else None,
             anneal=experiment.anneal,
             rule=experiment.rule,
-            **validation,
+            **judged,
         )
 
 
-def _validation(experiment: Experiment) -> Callable[[Any], dict[str, evaluate.Interval]]:
+def validation(experiment: Experiment) -> Callable[[Any], dict[str, evaluate.Interval]]:
+    """A function from a learner to its validation score."""
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2)
     name = experiment.scores.name
 

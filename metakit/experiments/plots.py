@@ -145,3 +145,77 @@ def walks(tasks: list[dict[str, Any]], path: pathlib.Path) -> None:
     _tidy(axes)
     figure.tight_layout()
     _save(figure, path)
+
+
+def predictions_grid(
+    support: Any,
+    queries: Any,
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    path: pathlib.Path,
+    *,
+    ink: bool,
+    columns: int = 8,
+    most: int = 40,
+) -> None:
+    """One support example of each class, then queries with the predicted class and its probability."""
+    images, x, y = np.asarray(queries)[:most], np.asarray(support.x), np.asarray(support.y)
+    shown = [(x[int(np.flatnonzero(y == label)[0])], name, _GREY) for label, name in enumerate(names[:most])]
+    rows_of_support = -(-len(shown) // columns)
+    cells: list[tuple[np.ndarray, str, str] | None] = [*shown, *([None] * (rows_of_support * columns - len(shown)))]
+    for image, row in zip(images, probabilities, strict=False):
+        best = int(np.argmax(row))
+        cells.append((image, f"{_short(names[best], 11)} {100 * row[best]:.0f} %", _BLUE))
+    height = -(-len(cells) // columns)
+    figure, grid = plt.subplots(height, columns, figsize=(1.15 * columns, 1.3 * height), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, cell in zip(grid.flat, cells, strict=False):
+        if cell is not None:
+            image, title, colour = cell
+            _image(axes, image, title, colour, ink)
+    figure.suptitle("support (grey) | queries with the predicted class and its probability (blue)", fontsize=9)
+    figure.tight_layout(pad=0.4)
+    _save(figure, path)
+
+
+def predicted_curve(support: Any, x: np.ndarray, y: np.ndarray, scale: np.ndarray | None, path: pathlib.Path) -> None:
+    """The support points of a curve, and what was predicted at the queries."""
+    figure, axes = plt.subplots(figsize=(5.2, 3.4))
+    order = np.argsort(x[:, 0])
+    axes.plot(x[order, 0], y[order, 0], color=_BLUE, marker=".", label="predicted")
+    if scale is not None:
+        low, high = (y[order, 0] + sign * 2 * scale[order, 0] for sign in (-1, 1))
+        axes.fill_between(x[order, 0], low, high, color=_BLUE, alpha=0.25, label="two standard deviations")
+    axes.plot(np.asarray(support.x)[:, 0], np.asarray(support.y)[:, 0], "o", color=_RED, label="support")
+    axes.set(xlabel="x", ylabel="y")
+    axes.legend(frameon=False, fontsize=8)
+    _tidy(axes)
+    _save(figure, path)
+
+
+def comparison(
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    scores: Sequence[tuple[str, float, float, float]],
+    path: pathlib.Path,
+    *,
+    score: str,
+    is_share: bool,
+) -> None:
+    """Validation scores of several runs by outer step, and their test scores with intervals."""
+    factor, unit = (100, " (%)") if is_share else (1, "")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 0.35 * len(scores) + 2.6))
+    colours = plt.colormaps["tab10"]
+    for i, (name, steps, means) in enumerate(curves):
+        left.plot(steps, factor * np.asarray(means), color=colours(i % 10), marker="o", markersize=3, label=name)
+    left.set(xlabel="outer step", ylabel=f"validation {score}{unit}")
+    left.legend(frameon=False, fontsize=7)
+    for i, (_, mean, low, high) in enumerate(scores):
+        error = [[factor * (mean - low)], [factor * (high - mean)]]
+        right.errorbar([factor * mean], [i], xerr=error, fmt="o", color=colours(i % 10), capsize=3)
+    right.set(yticks=range(len(scores)), yticklabels=[name for name, *_ in scores], xlabel=f"test {score}{unit}")
+    right.invert_yaxis()
+    for axes in (left, right):
+        _tidy(axes)
+    figure.tight_layout()
+    _save(figure, path)

@@ -9,6 +9,7 @@ from .parts import (
     OptionError as OptionError,
     Recipe as Recipe,
     RecipeError as RecipeError,
+    choose as choose,
     evaluation as evaluation,
     find as find,
     in_options as in_options,

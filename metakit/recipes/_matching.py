@@ -55,7 +55,7 @@ def matching(
         train, val, test = (data.sampler(counts) for counts in (tasks.of_training, tasks.of_test, tasks.of_test))
         return Experiment(
             learner_of,
-            learner_of.Matching(embed, scale=held, loss=losses.squared_error),
+            learner_of.Matching(embed, scale=held, loss=losses.squared_error, norm_policy="transductive"),
             outer.optimiser(budget.steps),
             train=train,
             val=val,

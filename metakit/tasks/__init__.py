@@ -3,7 +3,7 @@ from ._cache import CacheWriteError as CacheWriteError, cache_directory as cache
 from ._decode import DecodeError as DecodeError
 from ._download import DownloadError as DownloadError, download as download
 from ._episodes import Episodes as Episodes
-from ._folder import image_folder as image_folder
+from ._folder import image_folder as image_folder, is_image_file as is_image_file, read_image as read_image
 from ._gaussian_process import (
     GaussianProcess as GaussianProcess,
     GaussianProcessCurves as GaussianProcessCurves,

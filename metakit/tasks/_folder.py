@@ -1,6 +1,7 @@
 """A user's own images: a folder for each class."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ def image_folder(
     channels: int = 1,
     invert: bool = False,
     max_pixels: int = MAX_PIXELS,
+    on_image: Callable[[int, int], object] | None = None,
 ) -> ImagePool:
     """Images of your own, one folder for each class: `path/class name/*.png`.
 
@@ -39,6 +41,7 @@ def image_folder(
       (ink = 1).
     - `max_pixels`: an image that declares a larger width x height is refused before it is decoded; 50
       million.
+    - `on_image`: called after each image with how many have been read, of how many; default nothing.
 
     **Returns:** an `ImagePool` whose class names are the folders' names.
 
@@ -66,23 +69,76 @@ def image_folder(
     ...     mk.tasks.image_folder(folder, size=28).images.shape
     (2, 1, 1, 28, 28)
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"size must be at least 1 pixel each way, got {size}.")
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}.")
+    _check_form(size, channels)
     root = Path(path).expanduser()
     files = _classes(root)
     most = max(len(images) for images in files.values())
-    pool = np.zeros((len(files), most, channels, height, width), np.uint8)
+    form = {"size": size, "channels": channels, "invert": invert, "max_pixels": max_pixels}
+    pool = np.zeros((len(files), most, channels, *_sides(size)), np.uint8)
+    total, read = sum(map(len, files.values())), 0
     for row, images in zip(pool, files.values(), strict=True):
         for slot, file in zip(row, images, strict=False):
-            image = _prepared(file, "L" if channels == 1 else "RGB", max_pixels)
-            pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-            slot[:] = pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)
-    if invert:
-        np.subtract(255, pool, out=pool)
+            slot[:] = read_image(file, **form)
+            read += 1
+            if on_image is not None:
+                on_image(read, total)
     return ImagePool(pool, [len(images) for images in files.values()], tuple(files))
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file is taken for an image, by its name.
+
+    **Arguments:** `path`.
+
+    **Returns:** `True` for a visible file with one of the endings that `image_folder` reads.
+
+    >>> is_image_file(Path("no/such/picture.png"))
+    False
+    """
+    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+
+
+def read_image(
+    file: str | os.PathLike[str],
+    *,
+    size: int | tuple[int, int] = 28,
+    channels: int = 1,
+    invert: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """One image as `image_folder` reads it.
+
+    **Arguments:** `file`; `size`, `channels`, `invert` and `max_pixels` as in `image_folder`.
+
+    **Returns:** uint8 `[channels, height, width]`.
+
+    **Raises:** `DecodeError` for an image that is broken, too large, or of 16 or 32 bits; `OSError` where the file
+    cannot be read; `ValueError` for a wrong `size` or `channels`.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder) / "white.png"
+    ...     Image.new("L", (40, 40), "white").save(file)
+    ...     int(read_image(file, size=8).min())
+    255
+    """
+    _check_form(size, channels)
+    height, width = _sides(size)
+    image = _prepared(Path(file), "L" if channels == 1 else "RGB", max_pixels)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+    pixels = pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)
+    return 255 - pixels if invert else pixels
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _check_form(size: int | tuple[int, int], channels: int) -> None:
+    if min(_sides(size)) < 1:
+        raise ValueError(f"size must be at least 1 pixel each way, got {size}.")
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}.")
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
@@ -112,9 +168,7 @@ def _classes(root: Path) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
-    )
+    return sorted(p for p in folder.iterdir() if is_image_file(p))
 
 
 def _prepared(file: Path, mode: str, max_pixels: int) -> Image.Image:

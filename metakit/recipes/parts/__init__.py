@@ -1,5 +1,6 @@
 """What recipes are made of: groups of options that belong together, and the steps that several recipes share."""
 
+from ._choose import choose as choose
 from ._curves import GaussianProcess as GaussianProcess, Lines as Lines, Points as Points
 from ._devices import offer as offer
 from ._evaluation import evaluation as evaluation, test_options as test_options

@@ -11,6 +11,7 @@ from metakit import tasks
 from metakit.experiments import DataRecord, Words
 from metakit.tasks import ImagePool
 
+from ._decoding import decoding
 from ._markers import InTest
 from ._option_error import OptionError, option, require_least
 from ._recall import PARTS, Part, Recall, as_recorded, blank_pools, record_of
@@ -211,7 +212,8 @@ class Folder(Pictures):
             raise OptionError(
                 "--data folder needs --path, a folder that holds one sub-folder of images for each class."
             )
-        return dict.fromkeys(PARTS, tasks.image_folder(self.path, size=size))
+        with decoding() as tell:
+            return dict.fromkeys(PARTS, tasks.image_folder(self.path, size=size, on_image=tell))
 
     def parts(self, pools: dict[Part, ImagePool], episodes: "OneWay", seed: int) -> dict[Part, ImagePool]:
         pool, way, test_way = pools["train"], episodes.way, episodes.of_test[0]
