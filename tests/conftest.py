@@ -13,7 +13,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
+
+import metakit as mk
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -42,6 +46,9 @@ def pytest_configure(config):
     as_users_have_it = re.search(r"(?<!not )\boptimised\b", config.option.markexpr)
     if not as_users_have_it and jax.__version_info__ < (0, 11):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    # Now, with two devices: the command line asks for as many as its run needs, which JAX hears before it starts.
+    assert jax.device_count() == 2
+
 
 
 def pytest_runtest_setup(item):
@@ -68,6 +75,29 @@ def omniglot_dir() -> pathlib.Path:
     if not (folder / "images_background.zip").exists():
         pytest.skip(f"needs Omniglot's zips in {folder}; set METAKIT_TEST_DATA to the folder that holds omniglot/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def linear_run(tmp_path_factory) -> pathlib.Path:
+    """The folder of a finished run: MAML on lines, four steps, in 32 bits as users have them."""
+    recipe, folder = mk.recipes.find("maml"), tmp_path_factory.mktemp("runs") / "linear"
+    with jax.enable_x64(False):
+        experiment = recipe.build(recipe.settle({"data": "linear"}, smoke=True))
+        assert mk.experiments.run(experiment, folder, quiet=True).finished
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory) -> pathlib.Path:
+    """A folder for each of 20 classes, of noise around a picture of its own."""
+    root, random = tmp_path_factory.mktemp("drawings"), np.random.default_rng(0)
+    for name in range(20):
+        (root / f"class{name:02d}").mkdir()
+        picture = random.integers(0, 200, (28, 28))
+        for number in range(4):
+            noisy = (picture + random.integers(0, 50, picture.shape)).astype(np.uint8)
+            Image.fromarray(noisy).save(root / f"class{name:02d}" / f"{number}.png")
+    return root
 
 
 @pytest.fixture

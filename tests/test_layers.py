@@ -14,8 +14,10 @@ LAYERS = {
     2: {"inner", "nn", "rl", "tasks", "sharding"},
     3: {"learners", "bilevel"},
     4: {"train", "evaluate"},
-    5: {"cli"},
-    6: {"__main__"},
+    5: {"experiments"},
+    6: {"recipes"},
+    7: {"cli"},
+    8: {"__main__", "_public"},
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 

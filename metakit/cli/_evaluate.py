@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from metakit import experiments, recipes
-from metakit.experiments import RunFolder
+from metakit.experiments import RunFolder, UnfitError
 from metakit.recipes import OptionError
 
 from ._parse import is_given
@@ -53,9 +53,11 @@ def run(words: list[str], console: Console) -> int:
     experiment, learner = recipes.evaluation(
         options.run, given, classes=options.classes, changed_recipe=options.changed_recipe
     )
-    experiments.evaluate_again(
-        experiment, learner, RunFolder(options.run), seed=options.seed, command=command, console=console
-    )
+    place, told = RunFolder(options.run), {"seed": options.seed, "command": command, "console": console}
+    try:
+        experiments.evaluate_again(experiment, learner, place, **told)
+    except UnfitError as error:
+        raise OptionError(recipes.in_options(str(error))) from error
     return 0
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from metakit import experiments, recipes, train
 from metakit._errors import nearest
-from metakit.experiments import Experiment, RunFolder, RunFolderError
+from metakit.experiments import Experiment, RunFolder, RunFolderError, UnfitError
 from metakit.recipes import OptionError, Recipe, offer
 
 from ._parse import parse, parse_recipe, value_of
@@ -173,6 +173,8 @@ def _go(experiment: Experiment, folder: pathlib.Path, name: str, general: Genera
     how = f"continue with: metakit train {name} --resume {folder}"
     try:
         done = experiments.run(experiment, folder, listeners=_listeners(general, folder), quiet=general.quiet)
+    except UnfitError as error:
+        raise OptionError(recipes.in_options(str(error), "test_")) from error
     except (KeyboardInterrupt, train.DiskFullError):
         console.print(how, highlight=False, markup=False, soft_wrap=True)
         raise

@@ -106,7 +106,8 @@ class Experiment:
 
     >>> import jax, optax, metakit as mk
     >>> lines = mk.tasks.LinearRegression(shot=5, queries=5)
-    >>> learner = mk.maml.MAML(mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0)), loss=mk.losses.squared_error)
+    >>> network = mk.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+    >>> learner = mk.maml.MAML(network, inner=mk.inner.SGD(0.01), num_steps=1, loss=mk.losses.squared_error)
     >>> error = mk.experiments.mean_squared_error()
     >>> experiment = mk.Experiment(mk.maml, learner, optax.adam(1e-3), lines, lines, error, steps=100)
     >>> experiment.meta_batch

@@ -275,6 +275,8 @@ def _option(name: str, annotation: Any, default: Any) -> Option:
 
 
 def _restored(value: Any, kind: Any) -> Any:
-    """A value of JSON as what it stands for: paths are words there."""
+    """A value of JSON, or of a user's, as what it stands for: paths are words, and whole numbers numbers."""
     kinds = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
     return pathlib.Path(value) if isinstance(value, str) and pathlib.Path in kinds else value

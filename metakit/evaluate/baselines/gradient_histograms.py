@@ -1,0 +1,170 @@
+"""Histograms of oriented gradients and logistic regression: a classifier of images that learns nothing across tasks.
+
+An algorithm without a learner: pass `None` for it. What a meta-learner of images must beat to be worth its training.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from metakit._episode import Episode, Examples
+from metakit._typecheck import typed
+from metakit._types import Scalar
+from metakit.losses import cross_entropy
+
+_ORIENTATIONS = 9
+# Cells a side: 4 pixels each for images of 28.
+_CELLS = 7
+# Of the sum of the losses against half the squared weights. 1, 10 and 100 differ by 0.02 points on 600 episodes of Glyphs'
+# validation classes.
+_FIT = 1.0
+# Accelerated steps shrink the distance to the solution by this factor.
+_CLOSER = 1e6
+
+
+class Adapted(eqx.Module):
+    """A linear classifier on gradient histograms."""
+
+    mean: Float[Array, " features"]
+    weights: Float[Array, "features way"]
+
+
+@typed
+def features(x: Float[Array, "n c h w"]) -> Float[Array, "n features"]:
+    r"""Histograms of oriented gradients.
+
+    $$h_{kb} = \sum_{p \in \text{cell } k} \lVert \nabla x_p \rVert\, \max\bigl(0, 1 - |\theta_p / \Delta - b|\bigr)$$
+
+    over $b = 0, \dots, 8$ unsigned orientations (the distance is circular, $\Delta = \pi / 9$) and 7 x 7 cells; blocks
+    of 2 x 2 cells are normalised to length 1.
+
+    **Arguments:** `x`, images `[n, channels, height, width]` in 0..1, of at least 8 pixels a side; of several channels
+    the one with the steepest gradient counts at each pixel.
+
+    **Returns:** `[n, 1296]`.
+
+    **Raises:** `ValueError` for smaller images.
+
+    **Source:** Dalal and Triggs 2005, *Histograms of Oriented Gradients for Human Detection*; without its interpolation
+    between neighbouring cells.
+
+    >>> features(jnp.zeros((2, 1, 28, 28))).shape
+    (2, 1296)
+    """
+    height, width = x.shape[2:]
+    if min(height, width) < 8:
+        raise ValueError(f"x must be images of at least 8 pixels a side, got {height}x{width}.")
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
+    right = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
+    steepest = jnp.argmax(down**2 + right**2, axis=1)[:, None]
+    down, right = (jnp.take_along_axis(g, steepest, axis=1)[:, 0] for g in (down, right))
+    length = jnp.sqrt(down**2 + right**2)
+    angle = jnp.mod(jnp.arctan2(down, right), math.pi) / (math.pi / _ORIENTATIONS)
+    bins = jnp.arange(_ORIENTATIONS, dtype=x.dtype)
+    apart = jnp.abs(angle[..., None] - bins)
+    apart = jnp.minimum(apart, _ORIENTATIONS - apart)
+    votes = length[..., None] * jnp.maximum(0, 1 - apart)
+    cells = jnp.einsum("nhwb,ih,jw->nijb", votes, _membership(height, x.dtype), _membership(width, x.dtype))
+    corners = [cells[:, i : _CELLS - 1 + i, j : _CELLS - 1 + j] for i in (0, 1) for j in (0, 1)]
+    blocks = jnp.concatenate(corners, axis=-1)
+    blocks = blocks / jnp.sqrt(jnp.sum(blocks**2, axis=-1, keepdims=True) + 1e-4)
+    return blocks.reshape(len(x), -1)
+
+
+def _membership(pixels: int, dtype: Any) -> Float[Array, "cells pixels"]:
+    """Which pixels belong to which of the cells, as equal as can be."""
+    cell = jnp.arange(pixels) * _CELLS // pixels
+    return (cell[None] == jnp.arange(_CELLS)[:, None]).astype(dtype)
+
+
+@typed
+def adapt(learner: Any, support: Examples, key: Any = None) -> Adapted:
+    r"""Fit a logistic regression to the support set's histograms, centred and of length 1.
+
+    $$W = \arg\min_W\; \lambda \sum_i \ell\bigl(W^\top z_i, y_i\bigr) + \tfrac12 \lVert W \rVert^2, \qquad \lambda = 1$$
+
+    **Arguments:** `learner` and `key` are not used; `support`, images `[n, channels, height, width]` with a `way`.
+
+    **Returns:** an `Adapted`.
+
+    **Raises:** `ValueError` for a support set without a `way`, or whose inputs are no images.
+
+    >>> import metakit as mk
+    >>> support = mk.Examples(jnp.ones((2, 1, 28, 28)), jnp.array([0, 1]), way=2)
+    >>> adapt(None, support).weights.shape
+    (1296, 2)
+    """
+    del learner, key
+    if support.way is None:
+        raise ValueError("gradient_histograms needs class labels, got a support set whose way is None (real targets).")
+    if support.x.ndim != 4 or not jnp.issubdtype(support.x.dtype, jnp.floating):
+        raise ValueError(
+            "gradient_histograms needs floating-point images [n, channels, height, width], got "
+            f"{support.x.dtype}{list(support.x.shape)}."
+        )
+    z = features(support.x)
+    mean = jnp.mean(z, axis=0)
+    z = _unit(z - mean)
+    target = jax.nn.one_hot(support.y, support.way, dtype=z.dtype)
+    # The weights are combinations of the examples, W = Zᵀ A, so the steps need no more than their inner products.
+    products = z @ z.T
+    # Nesterov's method, for a loss that is 1-strongly convex and whose gradient is Lipschitz with 1 + λ n / 2.
+    root = math.sqrt(1 + _FIT * len(z) / 2)
+    momentum = (root - 1) / (root + 1)
+
+    def step(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        coefficients, ahead = state
+        gradient = _FIT * (jax.nn.softmax(products @ ahead, axis=-1) - target) + ahead
+        new = ahead - gradient / root**2
+        return (new, new + momentum * (new - coefficients)), None
+
+    start = jnp.zeros_like(target)
+    (coefficients, _), _ = jax.lax.scan(step, (start, start), None, length=math.ceil(root * math.log(_CLOSER)))
+    return Adapted(mean, z.T @ coefficients)
+
+
+@typed
+def predict(adapted: Adapted, x: Float[Array, "n c h w"], key: Any = None) -> Float[Array, "n way"]:
+    """Logits of the classes.
+
+    **Arguments:** `adapted`, from `adapt`; `x`, images `[n, channels, height, width]`; `key` is not used.
+
+    **Returns:** logits `[n, way]`.
+
+    **Raises:** `ValueError` for images of less than 8 pixels a side.
+
+    >>> import metakit as mk
+    >>> support = mk.Examples(jnp.ones((2, 1, 28, 28)), jnp.array([0, 1]), way=2)
+    >>> predict(adapt(None, support), jnp.ones((3, 1, 28, 28))).shape
+    (3, 2)
+    """
+    del key
+    return _unit(features(x) - adapted.mean) @ adapted.weights
+
+
+def _unit(z: Float[Array, "n features"]) -> Float[Array, "n features"]:
+    return z / jnp.sqrt(jnp.sum(z**2, axis=-1, keepdims=True) + 1e-12)
+
+
+@typed
+def meta_loss(learner: Any, task: Episode, key: Any = None) -> Scalar:
+    """Mean cross-entropy of the query set; a score only, since nothing here can be trained.
+
+    **Arguments:** `learner` and `key` are not used; `task`, an episode of images with class labels.
+
+    **Returns:** nats per query.
+
+    **Raises:** as `adapt`.
+
+    >>> import metakit as mk
+    >>> examples = mk.Examples(jnp.ones((2, 1, 28, 28)), jnp.array([0, 1]), way=2)
+    >>> round(float(meta_loss(None, mk.Episode(examples, examples))), 3)
+    0.693
+    """
+    logits = predict(adapt(learner, task.support, key), task.query.x, key)
+    return cross_entropy(logits, task.query.y, reduction="mean")
