@@ -50,7 +50,6 @@ def pytest_configure(config):
     assert jax.device_count() == 2
 
 
-
 def pytest_runtest_setup(item):
     """Most programs here run once, and optimising them was most of the suite's time.
 

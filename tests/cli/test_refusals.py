@@ -20,9 +20,15 @@ REFUSED = {
     "algorithm": (["train", "mamll"], r"'mamll' is not known\. Did you mean 'maml'"),
     "command": (["trian", "maml"], r"'trian' is no command\. Did you mean 'train'"),
     "no recipe": (["train"], r"which recipe\? Known: acnp, anil"),
-    "data": (["train", "maml", "--data", "omniglott"], r"maml does not train on --data omniglott\. Did you mean 'omniglot'"),
+    "data": (
+        ["train", "maml", "--data", "omniglott"],
+        r"maml does not train on --data omniglott\. Did you mean 'omniglot'",
+    ),
     "option": (["train", "maml", "--stps", "3"], r"Unrecognized.*--stps.*Perhaps you meant.*--steps"),
-    "a way of the test that the head has not": (["train", "maml", "--test-way", "3"], r"Unrecognized.*--test-way.*--test-"),
+    "a way of the test that the head has not": (
+        ["train", "maml", "--test-way", "3"],
+        r"Unrecognized.*--test-way.*--test-",
+    ),
     "validation never": (["train", "maml", "--validate-every", "0"], "--validate-every must be at least 1, got 0"),
     "one validation task": (["train", "maml", "--validation-tasks", "1"], "--validation-tasks must be at least 2"),
     "negative rate": (["train", "maml", "--rate=-1"], "--rate must be above 0, got -1"),
@@ -39,9 +45,15 @@ REFUSED = {
     "a rate that a line search finds": (["train", "rl-maml", "--rate", "3"], r"Unrecognized.*--rate"),
     "shots without examples": (["train", "rl-squared", "--shot", "3"], "Unrecognized.*--shot"),
     "classes without classes": (["train", "rl-maml", "--way", "3"], "Unrecognized.*--way"),
-    "curves for a sequence learner": (["train", "mann", "--data", "linear"], r"mann does not train on --data linear\. Known: gly"),
+    "curves for a sequence learner": (
+        ["train", "mann", "--data", "linear"],
+        r"mann does not train on --data linear\. Known: gly",
+    ),
     "bandits for MAML": (["train", "maml", "--data", "bandits"], "maml does not train on --data bandits"),
-    "curves for what acts": (["train", "rl-squared", "--data", "sinusoid"], r"does not train on --data sinusoid\. Known: ban"),
+    "curves for what acts": (
+        ["train", "rl-squared", "--data", "sinusoid"],
+        r"does not train on --data sinusoid\. Known: ban",
+    ),
     "unused path": (["train", "maml", "--path", "."], "Unrecognized.*--path"),
     "unused split": (["train", "maml", "--split", "lake"], "Unrecognized.*--split"),
     "trainval without it": (["train", "maml", "--trainval"], "Unrecognized.*--trainval"),
@@ -98,7 +110,10 @@ REFUSED = {
     "no run": (["evaluate", "/nowhere/at/all"], "no run folder"),
     "one run to compare": (["compare", "/nowhere/at/all"], "a comparison needs at least two runs, got 1"),
     "no time to choose": (["choose", "--path", ".", "--minutes", "0"], "--minutes must be above 0, got 0"),
-    "one recipe to choose from": (["choose", "--path", ".", "--recipes", "maml"], "--recipes must name at least two, got 1"),
+    "one recipe to choose from": (
+        ["choose", "--path", ".", "--recipes", "maml"],
+        "--recipes must name at least two, got 1",
+    ),
     "predict without support": (["predict", "/nowhere/at/all"], "--support"),
 }
 

@@ -93,7 +93,9 @@ def described(experiment):
     # The Neural Statistician's learner is tested with numbers of training sets, of which blank pictures have none.
     learner = experiment.learner if "frozen" in experiment.words.norm else experiment.as_tested(experiment.learner)
     numbers, static = eqx.partition(learner, eqx.is_array)
-    counts = [getattr(experiment, n) for n in ("steps", "meta_batch", "validate_every", "validation_tasks", "test_tasks")]
+    counts = [
+        getattr(experiment, n) for n in ("steps", "meta_batch", "validate_every", "validation_tasks", "test_tasks")
+    ]
     samplers = [
         [getattr(getattr(experiment, part), n, None) for n in ("way", "shot", "queries", "presentations", "points")]
         for part in ("train", "test")
