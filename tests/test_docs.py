@@ -41,6 +41,7 @@ NAMESPACES = [
     "metakit.train",
     "metakit.evaluate",
     "metakit.evaluate.baselines.nearest_neighbour",
+    "metakit.evaluate.baselines.gradient_histograms",
 ]
 
 # Public names that are defined beside their namespace instead of in it.
