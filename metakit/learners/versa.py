@@ -24,7 +24,7 @@ from ._head_posterior import (
     HeadPosterior as HeadPosterior,
     logit_moments as logit_moments,
 )
-from ._keys import require_key
+from metakit.random import require_key
 from ._labels import membership, nan_unless_classes, require_labels
 from ._prototypes import prototypes
 

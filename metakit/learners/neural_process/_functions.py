@@ -9,7 +9,7 @@ from metakit._episode import Episode, Examples, MaskedExamples
 from metakit._normal import Normal
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
-from metakit.learners._keys import require_key
+from metakit.random import require_key
 
 from ._learner import NeuralProcess
 
