@@ -87,8 +87,3 @@ def not_statistics(model: Any) -> Any:
         return jax.tree.map(lambda leaf: eqx.is_inexact_array(leaf) and not is_statistics(node), node)
 
     return jax.tree.map(mark, model, is_leaf=is_statistics)
-
-
-def constant(tree: Any) -> Any:
-    """The tree with no gradient through its arrays."""
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)

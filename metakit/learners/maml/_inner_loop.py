@@ -10,8 +10,7 @@ from jaxtyping import Array
 
 from metakit import nn
 from metakit._episode import Episode, Examples
-from metakit._hyperparameter import trainable
-from metakit._tree import detached
+from metakit._hyperparameter import held, trainable
 from metakit._types import Scalar
 from metakit.inner import Solution
 from metakit.inner.select import intersection, partition
@@ -47,14 +46,14 @@ def solve(
     # nothing is lost: the initialisation acts through the proximal term too, and fixed numbers do not move.
     dropped = learner.adjoint.dropped(learner.num_steps)
     if "params" in dropped and learner.proximal is not None:
-        start = detached(start)
+        start = held(start)
     if "args" in dropped and learner.proximal is not None and learner.proximal.learned:
         raise ValueError(
             f"proximal is learned, but {type(learner.adjoint).__name__} gives no gradient of what the inner loss "
             "depends on, so it would never move. Fix it (proximal=2.0), or use another adjoint: mk.inner.Unrolled()."
         )
     if "solver" in dropped and not any(jax.tree.leaves(trainable(inner))):
-        inner = detached(inner)
+        inner = held(inner)
     return learner.adjoint.solve(objective, inner, start, args, learner.num_steps, observe=observe), args
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from metakit._episode import Episode, Examples
+from metakit._hyperparameter import held
 from metakit._tree import global_norm
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
-from metakit.learners._network import check_targets, check_way, constant
+from metakit.learners._network import check_targets, check_way
 
 from ._inner_loop import adapted_model, one_by_one, solve, zero_with_gradient
 from ._learner import Adapted, Reptile, moving_parts
@@ -107,7 +108,7 @@ def meta_loss(learner: Reptile, task: Episode, key: PRNGKey | None = None) -> Sc
     True
     """
     check_targets(learner.loss, task.query, "query")
-    still = constant(learner)
+    still = held(learner)
     solution, frozen = solve(still, task.support, key)
     adapted = adapted_model(still, eqx.combine(solution.params, frozen), task.support)
     value = still.loss(predict(adapted, task.query.x), task.query.y, reduction="mean")
