@@ -131,8 +131,8 @@ class Episode(eqx.Module, Generic[_Support]):
 
     A batch of episodes is the same module with a leading axis on every array, as `eqx.filter_vmap` makes and takes it.
 
-    **Arguments:** `support` and `query`, each an `Examples`; `support` may be a `MaskedExamples` for learners that
-    take one.
+    **Arguments:** `support` and `query`, each an `Examples`, or a `MaskedExamples` for learners that take one
+    (`mk.neural_process`). The other learners refuse it, and `mk.evaluate` a masked `query`.
 
     **Raises:** `ValueError` when the two differ in the shape or dtype of an example, or in `way`.
 
@@ -162,6 +162,15 @@ class Episode(eqx.Module, Generic[_Support]):
 
 def _describe(value: Any) -> str:
     return f"{type(value).__name__} {value!r}" if not hasattr(value, "shape") else f"shape {list(value.shape)}"
+
+
+def require_unmasked(examples: Examples | MaskedExamples, learner: str, name: str) -> None:
+    """Refuse padding that would be taken for data."""
+    if isinstance(examples, MaskedExamples):
+        raise ValueError(
+            f"{name} is a MaskedExamples, but {learner} knows no masks and would take the padding for data. Build "
+            f"Examples of the {name}'s real examples alone."
+        )
 
 
 def check_values(task: Episode | Examples | MaskedExamples) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from metakit import random
 from metakit._algorithm import require_algorithm, require_sampler
 from metakit._compile import compiled, runs_alone
+from metakit._episode import require_unmasked
 from metakit._tree import any_deleted, is_key
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
@@ -132,6 +133,7 @@ def _score_task(algorithm: Any, metrics: Mapping[str, Any], learner: Any, task: 
             "else a family reports is its diagnostics: mk.evaluate.scores_of(eqx.Partial(mk.rl_maml.diagnostics, "
             "learner), sampler, key, num_tasks=...)."
         )
+    require_unmasked(task.query, "mk.evaluate.scores", "query")
     adapt_key, predict_key = jax.random.split(key)
     adapted = algorithm.adapt(learner, task.support, adapt_key)
     outputs = algorithm.predict(adapted, task.query.x, predict_key)
@@ -163,8 +165,9 @@ def scores(
     **Returns:** for each metric one score per task, `[num_tasks]`. Pass them to `student_t`, `bootstrap` or
     `paired_difference`.
 
-    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1 or there is no metric; `TypeError` for
-    something that is no algorithm, for tasks that are no episodes (use `scores_of` there), and for a sampler's class.
+    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1, there is no metric, or a query set is a
+    `MaskedExamples`, whose padding a metric would count; `TypeError` for something that is no algorithm, for tasks
+    that are no episodes (use `scores_of` there), and for a sampler's class.
 
     >>> import jax, numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((5, 4, 1, 2, 2), "uint8"))

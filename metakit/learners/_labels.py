@@ -3,16 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metakit._episode import Examples, MaskedExamples
-
-
-def require_unmasked(examples: Examples | MaskedExamples, learner: str, name: str) -> None:
-    """Refuse padding that would be taken for data."""
-    if isinstance(examples, MaskedExamples):
-        raise ValueError(
-            f"{name} is a MaskedExamples, but {learner} knows no masks and would take the padding for data. Build "
-            f"Examples of the {name}'s real examples alone."
-        )
+from metakit._episode import Examples, require_unmasked
 
 
 def require_labels(examples: Examples, learner: str, name: str = "support") -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from metakit import losses
-from metakit._episode import Episode, Examples
+from metakit._episode import Episode, Examples, require_unmasked
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, learned
 from metakit._typecheck import typed
@@ -275,6 +275,7 @@ def meta_loss(learner: Ridge, task: Episode, key: PRNGKey | None = None) -> Scal
     0.6931
     """
     del key
+    require_unmasked(task.query, "Ridge", "query")
     adapted = adapt(learner, task.support)
     if adapted.classifies:
         require_labels(task.query, "Ridge", name="query")

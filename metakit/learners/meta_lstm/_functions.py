@@ -197,6 +197,7 @@ def _adapted(learner: MetaLSTM, model: Any, support: Examples) -> Adapted:
 
 
 def _query_loss(learner: MetaLSTM, model: Any, task: Episode) -> Scalar:
-    check_targets(learner.loss, task.query, "query")
+    loss = learner.loss if learner.query_loss is None else learner.query_loss
+    check_targets(loss, task.query, "query")
     outputs = predict(_adapted(learner, model, task.support), task.query.x)
-    return learner.loss(outputs, task.query.y, reduction="mean")
+    return loss(outputs, task.query.y, reduction="mean")

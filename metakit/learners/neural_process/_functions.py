@@ -165,12 +165,12 @@ def diagnostics(learner: NeuralProcess, task: Episode, key: PRNGKey | None = Non
     """
     terms = _terms(learner, task, key)
     n = task.support.x.shape[0]
-    number = jnp.sum(terms.mask[:n].astype(terms.nats.dtype))
-    return Diagnostics(
-        context_log_density=jnp.sum(terms.nats[:n]) / jnp.maximum(number, jnp.ones_like(number)),
-        target_log_density=jnp.mean(terms.nats[n:]),
-        kl=terms.kl,
-    )
+
+    def mean(part: slice) -> Scalar:
+        number = jnp.sum(terms.mask[part].astype(terms.nats.dtype))
+        return jnp.sum(terms.nats[part]) / jnp.maximum(number, jnp.ones_like(number))
+
+    return Diagnostics(context_log_density=mean(slice(n)), target_log_density=mean(slice(n, None)), kl=terms.kl)
 
 
 class _Terms(eqx.Module):

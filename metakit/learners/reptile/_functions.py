@@ -41,8 +41,8 @@ def adapt(learner: Reptile, support: Examples, key: PRNGKey | None = None) -> Ad
     >>> mk.reptile.adapt(learner, mk.tasks.Sinusoid()(jax.random.key(1)).support).model.head.weight.shape
     (8, 1)
     """
-    solution, frozen = solve(learner, support, key)
-    return adapted_model(learner, eqx.combine(solution.params, frozen), support)
+    model, _ = solve(learner, support, key)
+    return adapted_model(learner, model, support)
 
 
 @typed
@@ -109,8 +109,8 @@ def meta_loss(learner: Reptile, task: Episode, key: PRNGKey | None = None) -> Sc
     """
     check_targets(learner.loss, task.query, "query")
     still = held(learner)
-    solution, frozen = solve(still, task.support, key)
-    adapted = adapted_model(still, eqx.combine(solution.params, frozen), task.support)
+    model, solution = solve(still, task.support, key)
+    adapted = adapted_model(still, model, task.support)
     value = still.loss(predict(adapted, task.query.x), task.query.y, reduction="mean")
     start, end = moving_parts(learner)[0], solution.params
     if learner.state is not None:
@@ -155,16 +155,16 @@ def diagnostics(learner: Reptile, task: Episode, key: PRNGKey | None = None) -> 
     ()
     """
     check_targets(learner.loss, task.query, "query")
-    solution, frozen = solve(learner, task.support, key)
+    model, solution = solve(learner, task.support, key)
     start, _ = moving_parts(learner)
 
-    def query_loss(params: Any) -> Scalar:
-        adapted = adapted_model(learner, eqx.combine(params, frozen), task.support)
+    def query_loss(model: Any) -> Scalar:
+        adapted = adapted_model(learner, model, task.support)
         return learner.loss(predict(adapted, task.query.x), task.query.y, reduction="mean")
 
     return Diagnostics(
         inner_losses=solution.losses,
         distance=global_norm(jax.tree.map(jnp.subtract, start, solution.params)),
-        query_loss_before=query_loss(start),
-        query_loss_after=query_loss(solution.params),
+        query_loss_before=query_loss(learner.model),
+        query_loss_after=query_loss(model),
     )

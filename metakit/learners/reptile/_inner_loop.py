@@ -11,16 +11,15 @@ from jaxtyping import Array, Float, Int, Shaped
 from metakit import nn
 from metakit._episode import Examples
 from metakit._types import PRNGKey, Scalar
-from metakit.inner import AbstractSolver, FirstOrder, Solution
+from metakit.inner import AbstractSolver, FirstOrder, Solution, descend
 from metakit.learners._minibatches import batch, batches_of
 from metakit.learners._network import check_targets, check_way
 
-from ._learner import Adapted, Reptile, moving_parts
+from ._learner import Adapted, Reptile, moving
 
 
-class _Args(eqx.Module):
+class _Data(eqx.Module):
     loss: Callable[..., Array]
-    frozen: Any
     support: Examples
     rows: Int[Array, "num_steps batch"] | None
 
@@ -42,22 +41,27 @@ class _Started(AbstractSolver):
         return self.solver.max_steps()
 
 
-def solve(learner: Reptile, support: Examples, key: PRNGKey | None) -> tuple[Solution, Any]:
-    """Run the inner loop; also returns the leaves that did not adapt."""
+def solve(learner: Reptile, support: Examples, key: PRNGKey | None) -> tuple[Any, Solution]:
+    """Run the inner loop; returns the model after it, and its solution."""
     check_targets(learner.loss, support, "support")
     rows = batches_of(support, learner.batch_size, learner.num_steps, key, "Reptile")
-    params, frozen = moving_parts(learner)
     solver = learner.inner if learner.state is None else _Started(learner.inner, learner.state)
-    args = _Args(learner.loss, frozen, support, rows)
-    # Nothing is differentiated through the loop, so this only chooses its form: a scan.
-    return FirstOrder().solve(_objective, solver, params, args, learner.num_steps), frozen
+    return descend(
+        _inner_loss,
+        learner.model,
+        _Data(learner.loss, support, rows),
+        solver=solver,
+        num_steps=learner.num_steps,
+        select=moving(learner),
+        adjoint=FirstOrder(),  # nothing is differentiated through the loop, so this only chooses its form: a scan
+    )
 
 
-def _objective(params: Any, args: _Args, step: Int[Array, ""]) -> Scalar:
-    examples = batch(args.support, args.rows, step)
-    outputs = eqx.combine(params, args.frozen)(examples.x)
+def _inner_loss(model: Any, data: _Data, step: Int[Array, ""]) -> Scalar:
+    examples = batch(data.support, data.rows, step)
+    outputs = model(examples.x)
     check_way(outputs, examples.way)
-    return args.loss(outputs, examples.y, reduction="mean")
+    return data.loss(outputs, examples.y, reduction="mean")
 
 
 def adapted_model(learner: Reptile, model: Any, support: Examples) -> Adapted:
