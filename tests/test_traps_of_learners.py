@@ -481,3 +481,126 @@ def test_a_namespace_holds_public_names_alone(module):
             owner = getattr(getattr(module, name), "__module__", home)
             alias = name in ("Filter", "Reduction")
             assert alias or owner.startswith(home), f"{home}.{name} is {owner}'s"
+
+
+# Several inputs of each example
+
+
+class TwoInputs(eqx.Module):
+    """A network of a dictionary or a tuple of two inputs."""
+
+    first: mk.nn.Linear
+    second: mk.nn.Linear
+
+    def __call__(self, x):
+        a, b = x.values() if isinstance(x, dict) else x
+        return jnp.tanh(self.first(a)) + self.second(b)
+
+
+def two_inputs(as_dictionary, way=None):
+    """The same task with the inputs apart, and side by side."""
+    keys = jax.random.split(jax.random.key(7), 3)
+    a, b = jax.random.normal(keys[0], (6, 3)), jax.random.normal(keys[1], (6, 1))
+    y = jnp.arange(6) % way if way else jax.random.normal(keys[2], (6, 2))
+
+    def examples(part):
+        pair = (a[part], b[part])
+        return mk.Examples(dict(zip("ab", pair, strict=True)) if as_dictionary else pair, y[part], way=way)
+
+    return mk.Episode(examples(slice(4)), examples(slice(4, 6)))
+
+
+class SideBySide(eqx.Module):
+    both: TwoInputs
+
+    def __call__(self, x):
+        return self.both((x[:, :3], x[:, 3:]))
+
+
+@pytest.mark.parametrize("as_dictionary", [False, True])
+@pytest.mark.parametrize("name", ["maml", "reptile", "reptile_one_by_one", "meta_lstm"])
+def test_several_inputs_reach_the_network_as_they_are(name, as_dictionary):
+    """Catches a tuple that NumPy is to make an array of, and a dictionary whose error prints every value."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    model = TwoInputs(mk.nn.Linear(3, 2, key=keys[0]), mk.nn.Linear(1, 2, key=keys[1]))
+    loss, solver = mk.losses.squared_error, mk.inner.SGD(0.1)
+    update = mk.meta_lstm.LearnedUpdate(key=keys[2])
+    policy = "one_by_one" if name == "reptile_one_by_one" else "transductive"
+    algorithm, make = {
+        "maml": (mk.maml, lambda model: mk.maml.MAML(model, inner=solver, num_steps=2, loss=loss)),
+        "reptile": (
+            mk.reptile,
+            lambda model: mk.reptile.Reptile(
+                model, inner=solver, num_steps=2, batch_size=3, loss=loss, norm_policy=policy
+            ),
+        ),
+        "meta_lstm": (
+            mk.meta_lstm,
+            lambda model: mk.meta_lstm.MetaLSTM(model, update=update, num_steps=2, batch_size=3, loss=loss),
+        ),
+    }[name.removesuffix("_one_by_one")]
+    apart = two_inputs(as_dictionary)
+
+    def joined(part):
+        return mk.Examples(jnp.concatenate(jax.tree.leaves(part.x), axis=1), part.y)
+
+    together, key = mk.Episode(joined(apart.support), joined(apart.query)), jax.random.key(4)
+    expected = algorithm.meta_loss(make(SideBySide(model)), together, key)
+    np.testing.assert_allclose(algorithm.meta_loss(make(model), apart, key), expected, rtol=1e-10)
+    tasks = eqx.filter_vmap(lambda _: apart, axis_size=2)(None)
+    many = mk.sharding.meta_gradient(algorithm, make(model), tasks, jax.random.split(key, 2))
+    assert many.losses.shape == (2,)
+    mk.check_values(apart)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "learner", "way"),
+    [
+        (mk.ridge, mk.ridge.Ridge(lambda x: x), None),
+        (mk.matching, mk.matching.Matching(lambda x: x), None),
+        (mk.prototypical, mk.prototypical.Prototypical(lambda x: x), 2),
+        (mk.neural_process, mk.neural_process.NeuralProcess(4, 2, width=8, key=jax.random.key(0)), None),
+        (mk.evaluate.baselines.nearest_neighbour, None, 2),
+    ],
+    ids=["ridge", "matching", "prototypical", "neural_process", "nearest_neighbour"],
+)
+def test_who_embeds_one_input_refuses_several(algorithm, learner, way):
+    """Catches an error about a tuple that has no shape."""
+    with pytest.raises(ValueError, match=r"\.x holds 2 inputs, but .* takes one array"):
+        algorithm.meta_loss(learner, two_inputs(False, way))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: mk.Examples((jnp.ones((3, 2)), jnp.ones((4, 1))), jnp.ones((3, 1))),
+            r"^x\[1\] and y must hold the same number .* got 4 in x\[1\]\[4, 1\] and 3 in y\[3, 1\]",
+        ),
+        (
+            lambda: mk.Examples({"a": jnp.ones((4, 2))}, jnp.ones(3)),
+            r"^x\['a'\] and y must hold the same number .* got 4 in x\['a'\]\[4, 2\]",
+        ),
+        (lambda: mk.Examples({}, jnp.ones(3)), "^x must be an array"),
+        (lambda: mk.Examples(jnp.ones((3, 1)), {"a": jnp.ones(3)}), r"^y must be an array .* got a dict of 1\."),
+        (
+            lambda: mk.Examples([np.ones((3, 2)), np.ones((3, 1))], np.ones(3)),
+            r"^x is a list of shapes \[3, 2\], \[3, 1\], which make no array",
+        ),
+        (
+            lambda: mk.Episode(two_inputs(False).support, two_inputs(True).query),
+            r"same inputs, got x\[0\], x\[1\] and x\['a'\], x\['b'\]",
+        ),
+    ],
+)
+def test_several_inputs_that_do_not_fit_are_named(make, message):
+    """Catches NumPy's own error, and one that prints every value."""
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert len(str(caught.value)) < 400
+
+
+def test_rows_of_numbers_are_still_one_array():
+    """Catches a list or a tuple of rows that is taken for several inputs."""
+    for rows in ([[1.0, 2.0], [3.0, 4.0]], ((1.0, 2.0), (3.0, 4.0)), [np.ones(2), np.ones(2)]):
+        assert mk.Examples(rows, [0, 1], way=2).x.shape == (2, 2)

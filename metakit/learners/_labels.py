@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metakit._episode import Examples, require_unmasked
+from metakit._episode import Examples, require_one_input, require_unmasked
 
 
 def require_labels(examples: Examples, learner: str, name: str = "support") -> int:
     """The number of classes, or a `ValueError` that says what the examples lack."""
     require_unmasked(examples, learner, name)
+    require_one_input(examples, learner, name)
     if not jnp.issubdtype(examples.y.dtype, jnp.integer):
         raise ValueError(
             f"{name}.y must hold integer class labels for {learner}, got dtype {examples.y.dtype}. "

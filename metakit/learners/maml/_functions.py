@@ -5,11 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
-from metakit._types import PRNGKey, Scalar
+from metakit._types import Inputs, PRNGKey, Scalar
 from metakit.inner import Auto, Choice, choose_adjoint as choose_for_loop, problem
 from metakit.learners._network import check_way
 
@@ -46,14 +46,14 @@ def adapt(learner: MAML, support: Examples, key: PRNGKey | None = None) -> Adapt
 
 
 @typed
-def predict(adapted: Adapted, x: Shaped[Array, "n *in"], key: PRNGKey | None = None) -> Float[Array, "n *out"]:
+def predict(adapted: Adapted, x: Inputs, key: PRNGKey | None = None) -> Float[Array, "n *out"]:
     """The adapted model's outputs: logits `[n, way]` for classes, `[n, *out]` for values.
 
     **Arguments:**
 
     - `adapted`: from `adapt`.
-    - `x`: query inputs `[n, *in]`. Under the transductive policy batch norm takes its statistics from these `n`
-      examples, so give it the whole query set at once.
+    - `x`: query inputs `[n, *in]`, or several of them as the support set has. Under the transductive policy batch norm
+      takes its statistics from these `n` examples, so give it the whole query set at once.
     - `key`: not used.
 
     **Returns:** `[n, *out]`.

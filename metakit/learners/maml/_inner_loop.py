@@ -89,7 +89,7 @@ def support_loss(learner: MAML, model: Any, support: Examples, step: Array) -> S
             'reduction="sum/shot" divides by the shot n / way, but support.way is None. Give the examples their way, '
             'or use reduction="mean".'
         )
-    shot = support.x.shape[0] / support.way
+    shot = support.y.shape[0] / support.way
     return learner.loss(outputs, support.y, reduction="sum") / shot
 
 

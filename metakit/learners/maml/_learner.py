@@ -111,7 +111,7 @@ class MAML(eqx.Module):
         if "args" in adjoint.dropped(num_steps) and any(jax.tree.leaves(trainable(loss))):
             raise ValueError(
                 f"loss is learned, but {type(adjoint).__name__} gives no gradient of what the inner loss depends "
-                "on, so it would never move. Put its numbers into mk.fixed, or use another adjoint: mk.inner.Unrolled()."
+                "on, so it would never move. Put its numbers into mk.fixed, or use another: mk.inner.Unrolled()."
             )
         self.model = model
         self.inner = inner

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from metakit._episode import Episode, Examples, MaskedExamples
+from metakit._episode import Episode, Examples, MaskedExamples, require_one_input
 from metakit._normal import Normal
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
@@ -223,6 +223,7 @@ def _points(
     learner: NeuralProcess, examples: Examples | MaskedExamples, name: str
 ) -> tuple[Float[Array, "n in"], Float[Array, "n out"], Bool[Array, " n"]]:
     """Inputs and targets, zero where they are padding, and which points are real."""
+    require_one_input(examples, "a NeuralProcess", name)
     x, y = examples.x, examples.y
     _require(x, (learner.in_size,), x.dtype, f"{name}.x")
     _require(y, (learner.out_size,), x.dtype, f"{name}.y")

@@ -6,11 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from metakit import nn
 from metakit._episode import Examples
-from metakit._types import PRNGKey, Scalar
+from metakit._types import Inputs, PRNGKey, Scalar
 from metakit.inner import AbstractSolver, FirstOrder, Solution, descend
 from metakit.learners._minibatches import batch, batches_of
 from metakit.learners._network import check_targets, check_way
@@ -71,16 +71,22 @@ def adapted_model(learner: Reptile, model: Any, support: Examples) -> Adapted:
     return Adapted(model, support.x if learner.norm_policy == "one_by_one" else None, support.way)
 
 
-def one_by_one(
-    model: Any, support: Shaped[Array, "n *in"], x: Shaped[Array, "query *in"]
-) -> Float[Array, "query *out"]:
+def one_by_one(model: Any, support: Inputs, x: Inputs) -> Float[Array, "query *out"]:
     """Each query's output in a batch of the support set and that query alone."""
-    if x.shape[1:] != support.shape[1:] or x.dtype != support.dtype:
-        raise ValueError(
-            f"x must hold examples like the support's, {support.dtype}{list(support.shape[1:])}, got "
-            f"{x.dtype}{list(x.shape[1:])} in x{list(x.shape)}. One query still needs the leading axis: x[None]."
-        )
-    return jax.vmap(lambda one: model(jnp.concatenate([support, one[None]]))[-1])(x)
+
+    def alike(known: Array, new: Array) -> None:
+        if new.shape[1:] != known.shape[1:] or new.dtype != known.dtype:
+            raise ValueError(
+                f"x must hold examples like the support's, {known.dtype}{list(known.shape[1:])}, got "
+                f"{new.dtype}{list(new.shape[1:])} in x{list(new.shape)}. One query still needs the leading axis: "
+                "x[None]."
+            )
+
+    def alone(one: Any) -> Array:
+        return model(jax.tree.map(lambda known, new: jnp.concatenate([known, new[None]]), support, one))[-1]
+
+    jax.tree.map(alike, support, x)
+    return jax.vmap(alone)(x)
 
 
 def zero_with_gradient(start: Any, end: Any) -> Scalar:

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
 from metakit import losses
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, trainable
 from metakit._typecheck import typed
+from metakit._types import Inputs
 from metakit.inner import AbstractSolver, check_steps, select as selection
 from metakit.learners._minibatches import check_batch_size
 from metakit.learners._network import check_instance, check_loss, check_model, not_statistics
@@ -125,7 +126,7 @@ class Adapted(eqx.Module):
     """
 
     model: Any
-    support: Shaped[Array, "n *in"] | None
+    support: Inputs | None
     way: int | None = eqx.field(static=True)
 
 
