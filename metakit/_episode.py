@@ -32,7 +32,7 @@ def _as_array(value: Any, name: str) -> Any:
         try:
             return jnp.asarray(np.asarray(value))
         except (ValueError, TypeError) as error:
-            shapes = ", ".join(str(list(np.shape(part))) for part in value)
+            shapes = ", ".join(str(list(np.shape(part))) for part in value) if isinstance(value, list | tuple) else "[]"
             raise ValueError(
                 f"{name} is a {type(value).__name__} of shapes {shapes}, which make no array: one example is like the "
                 "next. Several inputs of each example are a tuple or a dictionary of arrays, each with the leading "

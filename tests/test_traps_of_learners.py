@@ -604,3 +604,33 @@ def test_rows_of_numbers_are_still_one_array():
     """Catches a list or a tuple of rows that is taken for several inputs."""
     for rows in ([[1.0, 2.0], [3.0, 4.0]], ((1.0, 2.0), (3.0, 4.0)), [np.ones(2), np.ones(2)]):
         assert mk.Examples(rows, [0, 1], way=2).x.shape == (2, 2)
+
+
+# What compiles again
+
+
+def test_an_algorithm_or_an_optimiser_made_anew_compiles_again():
+    """Catches a guide that warns of what no longer holds, and a learner of the same structure that compiles again."""
+    traces = 0
+
+    def meta_loss(learner, task, key=None):
+        nonlocal traces
+        traces += 1
+        return own_loss(learner, task)
+
+    def traced(algorithm, optimiser, scale=1.0):
+        nonlocal traces
+        traces = 0
+        learner = eqx.tree_at(lambda learner: learner.head, own(), scale * own().head)
+        state = mk.train.init(learner, optimiser, key=jax.random.key(0))
+        mk.train.step(algorithm, optimiser, state, jnp.ones(2))
+        return traces > 0
+
+    def made():
+        return mk.MetaLearner(None, None, lambda learner, task, key=None: meta_loss(learner, task))
+
+    once, optimiser = made(), optax.sgd(0.2)
+    assert traced(once, optimiser)
+    assert not traced(once, optimiser, scale=3.0)
+    assert traced(made(), optimiser)
+    assert traced(once, optax.sgd(0.2))

@@ -51,8 +51,9 @@ def _children(node: Any) -> list[tuple[str, Any]]:
         return [(f".{name}", getattr(node, name)) for name in names if hasattr(node, name)]
     if isinstance(node, Mapping):
         return sorted((f"[{key!r}]", child) for key, child in node.items() if isinstance(key, _PLAIN))
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return [(f".{name}", child) for name, child in zip(node._fields, node, strict=True)]
+    names = getattr(node, "_fields", None)  # of a named tuple
+    if isinstance(node, tuple) and names is not None:
+        return [(f".{name}", child) for name, child in zip(names, node, strict=True)]
     if isinstance(node, tuple | list):
         return [(f"[{index}]", child) for index, child in enumerate(node)]
     if inspect.ismethod(node):
