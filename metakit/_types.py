@@ -9,7 +9,7 @@ Flag: TypeAlias = Bool[Array, ""]
 PRNGKey: TypeAlias = Key[Array, ""]
 
 # One array, or several of each example.
-Inputs: TypeAlias = Shaped[Array, "n *in"] | dict[str, Any] | tuple[Any, ...]
+Inputs: TypeAlias = Shaped[Array, "n *in"] | dict | tuple
 
 # A task is whatever a meta-learner understands: an `Episode` in supervised learning, environment parameters in
 # reinforcement learning. The three functions agree on it; the toolkit only maps over its leaves.
