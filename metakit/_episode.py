@@ -1,12 +1,21 @@
 """The data of one supervised task."""
 
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool, PyTree, Shaped
+
+
+def _as_inputs(value: Any) -> Any:
+    """One array, or a tuple, a dictionary or a module of several."""
+    several = isinstance(value, tuple) and any(np.ndim(part) > 0 and hasattr(part, "shape") for part in value)
+    if isinstance(value, Mapping | eqx.Module) or several:
+        return jax.tree.map_with_path(lambda path, part: _as_array(part, f"x{jax.tree_util.keystr(path)}"), value)
+    return _as_array(value, "x")
 
 
 def _as_array(value: Any, name: str) -> Any:
@@ -20,7 +29,15 @@ def _as_array(value: Any, name: str) -> Any:
             )
         return jnp.asarray(value)
     if isinstance(value, list | tuple | float | int):  # numbers of Python's, which promise no precision
-        return jnp.asarray(np.asarray(value))
+        try:
+            return jnp.asarray(np.asarray(value))
+        except (ValueError, TypeError) as error:
+            shapes = ", ".join(str(list(np.shape(part))) for part in value) if isinstance(value, list | tuple) else "[]"
+            raise ValueError(
+                f"{name} is a {type(value).__name__} of shapes {shapes}, which make no array: one example is like the "
+                "next. Several inputs of each example are a tuple or a dictionary of arrays, each with the leading "
+                "axis of examples."
+            ) from error
     return value
 
 
@@ -29,7 +46,9 @@ class Examples(eqx.Module):
 
     **Arguments:**
 
-    - `x`: inputs, `[n, *in]`, any dtype; images are `[n, channels, height, width]`.
+    - `x`: inputs, `[n, *in]`, any dtype; images are `[n, channels, height, width]`. Several inputs of each example are
+      a tuple or a dictionary of such arrays: a learner whose network adapts (`mk.maml`, `mk.reptile`, `mk.meta_lstm`),
+      and one of your own, hands them to its model as they are; the others refuse them.
     - `y`: targets, `[n]` integer class labels from 0, or `[n, *out]` real values.
     - `way`: how many classes the labels count from, static; `None` (the default) where `y` is real. It belongs to the
       data because a learner that was trained on 60 classes may be tested on 5.
@@ -43,12 +62,12 @@ class Examples(eqx.Module):
     (5, 1, 28, 28)
     """
 
-    x: Shaped[Array, "n *in"]
+    x: PyTree[Shaped[Array, "n ..."]]
     y: Shaped[Array, "n *out"]
     way: int | None = eqx.field(static=True, default=None)
 
     def __init__(self, x: Any, y: Any, way: int | None = None):
-        self.x = _as_array(x, "x")
+        self.x = _as_inputs(x)
         self.y = _as_array(y, "y")
         self.way = way
         if way is not None and way > 0 and not isinstance(y, jax.Array):  # on the host: looking at values costs nothing
@@ -77,40 +96,51 @@ class MaskedExamples(eqx.Module):
     4
     """
 
-    x: Shaped[Array, "n *in"]
+    x: PyTree[Shaped[Array, "n ..."]]
     y: Shaped[Array, "n *out"]
     mask: Bool[Array, " n"]
     way: int | None = eqx.field(static=True, default=None)
 
     def __init__(self, x: Any, y: Any, mask: Any, way: int | None = None):
-        self.x = _as_array(x, "x")
+        self.x = _as_inputs(x)
         self.y = _as_array(y, "y")
         self.mask = _as_array(mask, "mask")
         self.way = way
 
     def __check_init__(self):
         _check_fields(self.x, self.y, self.way)
-        if getattr(self.mask, "shape", None) != self.x.shape[:1] or self.mask.dtype != jnp.bool_:
+        if getattr(self.mask, "shape", None) != self.y.shape[:1] or self.mask.dtype != jnp.bool_:
             raise ValueError(
-                f"mask must hold one Boolean for each of the {self.x.shape[0]} examples, got {_describe(self.mask)}. "
+                f"mask must hold one Boolean for each of the {self.y.shape[0]} examples, got {_describe(self.mask)}. "
                 "A number of real examples becomes a mask by jnp.arange(n) < number."
             )
 
 
+def _named(inputs: Any) -> list[tuple[str, Any]]:
+    """The arrays of one or several inputs, each with its name."""
+    return [(f"x{jax.tree_util.keystr(path)}", leaf) for path, leaf in jax.tree.leaves_with_path(inputs)]
+
+
 def _check_fields(x: Any, y: Any, way: int | None) -> None:
-    for name, value in (("x", x), ("y", y)):
+    inputs = _named(x)
+    if not inputs:
+        raise ValueError(f"x must be an array with a leading axis of examples, got {_describe(x)}.")
+    for name, value in (*inputs, ("y", y)):
         if not hasattr(value, "shape") or len(value.shape) == 0:
             raise ValueError(
                 f"{name} must be an array with a leading axis of examples, got {_describe(value)}. "
                 f"One example still needs that axis: {name}[None]."
             )
-    if x.shape[0] != y.shape[0]:
-        raise ValueError(
-            f"x and y must hold the same number of examples along axis 0, got {x.shape[0]} in "
-            f"x{list(x.shape)} and {y.shape[0]} in y{list(y.shape)}."
-        )
-    if x.shape[0] == 0:
-        raise ValueError(f"x{list(x.shape)} holds no example; a support or query set needs at least one along axis 0.")
+    for name, one in inputs:
+        if one.shape[0] != y.shape[0]:
+            raise ValueError(
+                f"{name} and y must hold the same number of examples along axis 0, got {one.shape[0]} in "
+                f"{name}{list(one.shape)} and {y.shape[0]} in y{list(y.shape)}."
+            )
+        if one.shape[0] == 0:
+            raise ValueError(
+                f"{name}{list(one.shape)} holds no example; a support or query set needs at least one along axis 0."
+            )
     if way is None:
         return
     if way < 1:
@@ -131,8 +161,8 @@ class Episode(eqx.Module, Generic[_Support]):
 
     A batch of episodes is the same module with a leading axis on every array, as `eqx.filter_vmap` makes and takes it.
 
-    **Arguments:** `support` and `query`, each an `Examples`; `support` may be a `MaskedExamples` for learners that
-    take one.
+    **Arguments:** `support` and `query`, each an `Examples`, or a `MaskedExamples` for learners that take one
+    (`mk.neural_process`). The other learners refuse it, and `mk.evaluate` a masked `query`.
 
     **Raises:** `ValueError` when the two differ in the shape or dtype of an example, or in `way`.
 
@@ -147,8 +177,12 @@ class Episode(eqx.Module, Generic[_Support]):
 
     def __check_init__(self):
         support, query = self.support, self.query
-        for name in ("x", "y"):
-            s, q = getattr(support, name), getattr(query, name)
+        inputs, others = _named(support.x), _named(query.x)
+        if [name for name, _ in inputs] != [name for name, _ in others]:
+            names = (", ".join(name for name, _ in part) for part in (inputs, others))
+            raise ValueError("support and query must have the same inputs, got {} and {}.".format(*names))
+        pairs = [*zip(inputs, others, strict=True), (("y", support.y), ("y", query.y))]
+        for (name, s), (_, q) in pairs:
             if s.shape[1:] != q.shape[1:]:
                 raise ValueError(
                     f"support.{name} and query.{name} must agree in the shape of one example, got "
@@ -161,7 +195,30 @@ class Episode(eqx.Module, Generic[_Support]):
 
 
 def _describe(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}" if not hasattr(value, "shape") else f"shape {list(value.shape)}"
+    if hasattr(value, "shape"):
+        return f"shape {list(value.shape)}"
+    leaves = jax.tree.leaves(value)
+    if len(leaves) == 1 and leaves[0] is value:
+        return f"{type(value).__name__} {value!r}"
+    return f"a {type(value).__name__} of {len(leaves)}"
+
+
+def require_unmasked(examples: Examples | MaskedExamples, learner: str, name: str) -> None:
+    """Refuse padding that would be taken for data."""
+    if isinstance(examples, MaskedExamples):
+        raise ValueError(
+            f"{name} is a MaskedExamples, but {learner} knows no masks and would take the padding for data. Build "
+            f"Examples of the {name}'s real examples alone."
+        )
+
+
+def require_one_input(examples: Examples | MaskedExamples, learner: str, name: str) -> None:
+    """Refuse several inputs for a learner that embeds one."""
+    if not hasattr(examples.x, "shape"):
+        raise ValueError(
+            f"{name}.x holds {len(_named(examples.x))} inputs, but {learner} takes one array [n, *in]. Join them along "
+            "an axis; mk.maml, mk.reptile, mk.meta_lstm and learners of your own take several."
+        )
 
 
 def check_values(task: Episode | Examples | MaskedExamples) -> None:
@@ -189,8 +246,8 @@ def check_values(task: Episode | Examples | MaskedExamples) -> None:
 
 
 def _check_examples(examples: Examples | MaskedExamples, name: str) -> None:
-    for field in ("x", "y"):
-        value = np.asarray(getattr(examples, field))
+    for field, array in (*_named(examples.x), ("y", examples.y)):
+        value = np.asarray(array)
         if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
             raise ValueError(

@@ -30,6 +30,7 @@ from ._episode import (
 from ._hyperparameter import (
     Hyperparameter as Hyperparameter,
     fixed as fixed,
+    held as held,
     learned as learned,
     trainable as trainable,
 )

@@ -48,11 +48,6 @@ def inexact_leaves(tree: Any) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
 
 
-def detached(tree: Any) -> Any:
-    """The same numbers, from which no gradient flows back."""
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
-
-
 def widest_dtype(arrays: Sequence[Array]) -> jnp.dtype:
     """The dtype that holds the numbers of them all, also where JAX is told to promote nothing by itself."""
     with jax.numpy_dtype_promotion("standard"):

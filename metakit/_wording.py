@@ -155,7 +155,7 @@ def _advice(parameter: str, value: Any, annotation: Any) -> str | None:
     if isinstance(value, type):
         return uncalled(value)
     if isinstance(value, np.ndarray):
-        fits = _is_array(annotation) and isinstance(jnp.asarray(value), annotation)
+        fits = any(_is_array(option) and isinstance(jnp.asarray(value), option) for option in _options(annotation))
         return f"Convert it with jnp.asarray({parameter})." if fits else None
     if isinstance(value, np.integer) and "int" in wanted:
         return f"Convert it with int({parameter})."

@@ -85,7 +85,8 @@ MISTAKES = {
     ),
     "numpy": (
         lambda: mk.maml.predict(ADAPTED, np.zeros((3, 1), "float32")),
-        'mk.maml.predict: x must be Shaped[Array, "n *in"], got numpy float32[3,1]. Convert it with jnp.asarray(x).',
+        'mk.maml.predict: x must be Shaped[Array, "n *in"] or dict or tuple, got numpy float32[3,1]. Convert it with '
+        "jnp.asarray(x).",
     ),
     "a call of a layer": (
         lambda: mk.nn.Linear(1, 1, key=jax.random.key(0))("x"),

@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 
 from metakit._errors import require_option
-from metakit._tree import detached, inexact_leaves
+from metakit._hyperparameter import held
+from metakit._tree import inexact_leaves
 from metakit._types import Scalar
 from metakit.inner import AbstractAdjoint, AbstractSolver, Auto, Choice, Solution, choose_adjoint as choose_for_loop
 
@@ -89,13 +90,13 @@ def hypergradient(
     chosen = resolve(adjoint, problem, hyper, params, data)
     check_paths(problem, chosen, hyper, params, data)
     dropped = chosen.dropped(problem.num_steps)
-    data, params = detached(data), detached(params)
+    data, params = held(data), held(params)
 
     def outer(hyper: Any) -> tuple[Scalar, Solution]:
         start, solver = start_of(problem, hyper, params), solver_of(problem, hyper)
         # What Implicit may drop beside another way; closed off, it raises no error.
-        start = detached(start) if "params" in dropped else start
-        solver = detached(solver) if "solver" in dropped else solver
+        start = held(start) if "params" in dropped else start
+        solver = held(solver) if "solver" in dropped else solver
         solution = chosen.solve(objective(problem), solver, start, (hyper, data), problem.num_steps)
         return problem.outer(solution.params, hyper, data), solution
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from metakit._errors import raise_or_nan
-from metakit._tree import detached, from_vector, inexact_leaves, unit_directions
+from metakit._hyperparameter import held
+from metakit._tree import from_vector, inexact_leaves, unit_directions
 from metakit.inner import Solution, check_steps
 
 from ._hypergradient import Hypergradient
@@ -127,7 +128,7 @@ def real_time_hypergradient(
             "hyper. Call mk.start_real_time with this one."
         )
     check_steps(solver_of(problem, hyper), num_steps)
-    data = detached(data)
+    data = held(data)
     numbers, rest = eqx.partition((state.params, state.state), eqx.is_inexact_array)
 
     def advance(floating: Any, numbers: Any) -> Any:

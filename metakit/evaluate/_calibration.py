@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metakit._algorithm import require_algorithm
+from metakit._episode import require_unmasked
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
@@ -82,6 +83,7 @@ def reliability(confidence: Any, correct: Any, *, num_bins: int = 15) -> Calibra
 
 
 def _confidences(algorithm: Any, learner: Any, task: Any, key: Any) -> tuple[Any, Any]:
+    require_unmasked(task.query, "mk.evaluate.calibration", "query")
     adapt_key, predict_key = jax.random.split(key)
     logits = algorithm.predict(algorithm.adapt(learner, task.support, adapt_key), task.query.x, predict_key)
     right = jnp.argmax(logits, axis=-1).astype(task.query.y.dtype) == task.query.y

@@ -5,6 +5,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
@@ -12,7 +14,8 @@ from jaxtyping import Array, Float
 from metakit import random
 from metakit._algorithm import require_algorithm, require_sampler
 from metakit._compile import compiled, runs_alone
-from metakit._tree import any_deleted
+from metakit._episode import require_unmasked
+from metakit._tree import any_deleted, is_key
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 from metakit._wording import describe
@@ -84,8 +87,8 @@ def scores_of(
     - `mesh`: devices to spread the tasks over; default none. Any number of tasks is welcome.
     - `chunk`: how many tasks of a device run at once: a number, `None` for all, or `"auto"` (the default).
 
-    **Returns:** the outputs of `function`, each array with a leading axis `[num_tasks]`. Nothing is dropped:
-    a task that diverged is there as NaN, and `student_t` counts it.
+    **Returns:** the outputs of `function`, each array with a leading axis `[num_tasks]`; on no mesh, so that they go
+    with those of another call. Nothing is dropped: a task that diverged is there as NaN, and `student_t` counts it.
 
     **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1, or for the learner of a state that training was
     given; `TypeError` for a sampler's class in place of a sampler.
@@ -106,7 +109,17 @@ def scores_of(
     if mesh is not None and not _traced(key):
         function, sampler = replicate(function, mesh), replicate(sampler, mesh)
         key = replicate(key, mesh)
-    return _jit_scores(function, sampler, key, num_tasks, mesh, chunk)
+    outputs = _jit_scores(function, sampler, key, num_tasks, mesh, chunk)
+    return outputs if mesh is None else jax.tree.map(_home, outputs)
+
+
+def _home(leaf: Any) -> Any:
+    """An array that every device of a mesh holds, as one that goes with those of no mesh."""
+    if not eqx.is_array(leaf) or isinstance(leaf, Tracer):
+        return leaf
+    here = leaf.addressable_data(0)
+    # By way of the host: an array that was put on a device stays there.
+    return here if is_key(leaf) else jnp.asarray(np.asarray(here))
 
 
 def _traced(*trees: Any) -> bool:
@@ -120,6 +133,7 @@ def _score_task(algorithm: Any, metrics: Mapping[str, Any], learner: Any, task: 
             "else a family reports is its diagnostics: mk.evaluate.scores_of(eqx.Partial(mk.rl_maml.diagnostics, "
             "learner), sampler, key, num_tasks=...)."
         )
+    require_unmasked(task.query, "mk.evaluate.scores", "query")
     adapt_key, predict_key = jax.random.split(key)
     adapted = algorithm.adapt(learner, task.support, adapt_key)
     outputs = algorithm.predict(adapted, task.query.x, predict_key)
@@ -151,8 +165,9 @@ def scores(
     **Returns:** for each metric one score per task, `[num_tasks]`. Pass them to `student_t`, `bootstrap` or
     `paired_difference`.
 
-    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1 or there is no metric; `TypeError` for
-    something that is no algorithm, for tasks that are no episodes (use `scores_of` there), and for a sampler's class.
+    **Raises:** `ValueError` when `num_tasks` or `chunk` is below 1, there is no metric, or a query set is a
+    `MaskedExamples`, whose padding a metric would count; `TypeError` for something that is no algorithm, for tasks
+    that are no episodes (use `scores_of` there), and for a sampler's class.
 
     >>> import jax, numpy as np, metakit as mk
     >>> pool = mk.tasks.ImagePool(np.zeros((5, 4, 1, 2, 2), "uint8"))

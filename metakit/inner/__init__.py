@@ -9,6 +9,7 @@ from ._adjoint import (
 from ._auto import Auto as Auto, Choice as Choice, choose_adjoint as choose_adjoint
 from ._checkpointed import Checkpointed as Checkpointed
 from ._curvature import MetaCurvature as MetaCurvature
+from ._descend import Problem as Problem, descend as descend, problem as problem
 from ._first_order import FirstOrder as FirstOrder
 from ._forward import Forward as Forward
 from ._implicit import Implicit as Implicit

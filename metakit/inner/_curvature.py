@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter, learned
 
 from ._rates import is_hyperparameter
-from ._solver import AbstractSolver, Step, as_scalar, descend
+from ._solver import AbstractSolver, Step, as_scalar, moved_by
 
 
 class MetaCurvature(AbstractSolver):
@@ -74,7 +74,7 @@ class MetaCurvature(AbstractSolver):
 
     def update(self, grads: Any, state: None, params: Any, step: Step) -> tuple[Any, None]:
         del state, step
-        return descend(params, jax.tree_util.tree_map_with_path(self._precondition, grads), self.rate.value), None
+        return moved_by(params, jax.tree_util.tree_map_with_path(self._precondition, grads), self.rate.value), None
 
     def max_steps(self) -> None:
         return None

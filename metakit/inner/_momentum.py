@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike
 from metakit._hyperparameter import Hyperparameter
 
 from ._rates import check_per_step, is_hyperparameter, per_leaf, with_rates
-from ._solver import AbstractSolver, Step, as_scalar, descend
+from ._solver import AbstractSolver, Step, as_scalar, moved_by
 
 
 class AbstractMomentum(AbstractSolver):
@@ -83,7 +83,7 @@ class Momentum(AbstractMomentum):
 
         velocity = jax.tree.map(accumulate, state, grads)
         direction = jax.tree.map(accumulate, velocity, grads) if self.nesterov else velocity
-        return descend(params, direction, self.rate.value), velocity
+        return moved_by(params, direction, self.rate.value), velocity
 
     def max_steps(self) -> None:
         return None

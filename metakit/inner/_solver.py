@@ -38,7 +38,7 @@ class AbstractSolver(eqx.Module):
         """The most steps the solver can take, `None` for any number."""
 
 
-def descend(params: Any, direction: Any, rate: Array) -> Any:
+def moved_by(params: Any, direction: Any, rate: Array) -> Any:
     """`params - rate * direction`, leaf by leaf, each in the dtype of its parameter."""
     return jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, params, direction)
 
@@ -71,7 +71,7 @@ class SGD(AbstractSolver):
 
     def update(self, grads: Any, state: None, params: Any, step: Step) -> tuple[Any, None]:
         del state, step
-        return descend(params, grads, self.rate.value), None
+        return moved_by(params, grads, self.rate.value), None
 
     def max_steps(self) -> None:
         return None

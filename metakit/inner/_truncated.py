@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metakit._errors import require_whole
-from metakit._tree import detached
+from metakit._hyperparameter import held
 
 from ._adjoint import (
     AbstractAdjoint,
@@ -102,9 +102,9 @@ class Truncated(AbstractAdjoint):
                 f"initialisation, Truncated({num_steps}), or stop the gradient (jax.lax.stop_gradient) where none is "
                 "wanted."
             )
-            carry = detached(refuse_gradient(adapted, message)), detached(carry[1])
-            plain = make_step(jax.value_and_grad(value), detached(solver), rest, detached(args), observe)
-            carry, head = detached(jax.lax.scan(plain, carry, indices[:early]))
+            carry = held(refuse_gradient(adapted, message)), held(carry[1])
+            plain = make_step(jax.value_and_grad(value), held(solver), rest, held(args), observe)
+            carry, head = held(jax.lax.scan(plain, carry, indices[:early]))
         if observe is not None:
             observe = eqx.filter_checkpoint(observe)
         step = make_step(mixed_value_and_gradient(value), solver, rest, args, observe)

@@ -3,21 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metakit._episode import Examples, MaskedExamples
-
-
-def require_unmasked(examples: Examples | MaskedExamples, learner: str, name: str) -> None:
-    """Refuse padding that would be taken for data."""
-    if isinstance(examples, MaskedExamples):
-        raise ValueError(
-            f"{name} is a MaskedExamples, but {learner} knows no masks and would take the padding for data. Build "
-            f"Examples of the {name}'s real examples alone."
-        )
+from metakit._episode import Examples, require_one_input, require_unmasked
 
 
 def require_labels(examples: Examples, learner: str, name: str = "support") -> int:
     """The number of classes, or a `ValueError` that says what the examples lack."""
     require_unmasked(examples, learner, name)
+    require_one_input(examples, learner, name)
     if not jnp.issubdtype(examples.y.dtype, jnp.integer):
         raise ValueError(
             f"{name}.y must hold integer class labels for {learner}, got dtype {examples.y.dtype}. "

@@ -33,11 +33,12 @@ def batches_of(
             f"{learner} with batch_size={batch_size} draws its minibatches at random and needs a key: "
             "adapt(learner, support, key). With batch_size=None every step sees the whole support set, without one."
         )
-    return minibatches(key, support.x.shape[0], batch_size, num_steps)
+    return minibatches(key, support.y.shape[0], batch_size, num_steps)
 
 
 def batch(support: Examples, rows: Int[Array, "num_steps batch"] | None, step: Int[Array, ""]) -> Examples:
     """What a step sees of the support set."""
     if rows is None:
         return support
-    return Examples(support.x[rows[step]], support.y[rows[step]], way=support.way)
+    some = rows[step]
+    return Examples(jax.tree.map(lambda leaf: leaf[some], support.x), support.y[some], way=support.way)

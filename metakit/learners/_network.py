@@ -9,20 +9,24 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from metakit import losses, nn
-from metakit._episode import Examples
+from metakit._episode import Examples, require_unmasked
+from metakit._hyperparameter import trainable
 from metakit._wording import describe, uncalled
-
-from ._labels import require_unmasked
 
 
 def check_model(model: Any) -> None:
-    """Refuse a model that keeps state, or cannot be called."""
+    """Refuse a model that keeps state, takes one example, or cannot be called."""
     is_state = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
     if any(is_state(node) for node in jax.tree.leaves(model, is_leaf=is_state)):
         raise ValueError(
             f"the model {type(model).__name__} keeps Equinox state (eqx.nn.BatchNorm or another stateful layer), which "
             "adapt cannot thread through and stay a pure function. Use mk.nn.BatchStatNorm, which normalises by the "
             "batch at hand, or mk.nn.GroupNorm, which needs no batch."
+        )
+    if (layer := _takes_one_example(model)) is not None:
+        raise TypeError(
+            f"model takes one example (eqx.nn.{layer} does), and learners call it with a batch [n, *in]: lift it, "
+            "mk.nn.batched(model)."
         )
     if isinstance(model, type):
         raise TypeError(f"model must be a network, got {describe(model)}. {uncalled(model)}")
@@ -31,6 +35,18 @@ def check_model(model: Any) -> None:
             f"model must be callable, model(x: [n, *in]) -> [n, *out], got {describe(model)}. If it came from "
             "eqx.nn.make_with_state, use a model without state (mk.nn.BatchStatNorm in place of eqx.nn.BatchNorm)."
         )
+
+
+# Equinox's layers take one example, but for these, which hand on what they are given.
+_TRANSPARENT = (eqx.nn.Sequential, eqx.nn.Lambda, eqx.nn.Identity)
+
+
+def _takes_one_example(model: Any) -> str | None:
+    """The name of the layer of Equinox's that a batch would go into as if it were one example."""
+    if isinstance(model, eqx.nn.Sequential):
+        return next(filter(None, map(_takes_one_example, model.layers)), None)
+    others = type(model).__module__.startswith("equinox.nn.") and not isinstance(model, _TRANSPARENT)
+    return type(model).__name__ if others else None
 
 
 def check_instance(name: str, value: Any, kind: type, example: str) -> None:
@@ -42,12 +58,24 @@ def check_instance(name: str, value: Any, kind: type, example: str) -> None:
         )
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(loss: Any, name: str = "loss") -> None:
     """Refuse what is no function, such as a loss's name."""
     if not callable(loss):
         raise TypeError(
-            "loss must be a function loss(outputs, targets, *, reduction), such as mk.losses.squared_error; got "
+            f"{name} must be a function loss(outputs, targets, *, reduction), such as mk.losses.squared_error; got "
             f"{describe(loss)}."
+        )
+
+
+def check_query_loss(loss: Any, query_loss: Any, learner: str) -> None:
+    """Refuse a loss that learns to find its own result good."""
+    if query_loss is not None:
+        check_loss(query_loss, "query_loss")
+    elif any(jax.tree.leaves(trainable(loss))):
+        raise ValueError(
+            f"loss is {describe(loss)} with weights that training moves, and would judge the queries too: the "
+            f"meta-loss falls as it learns to be small, whatever the predictions. Give {learner}(..., query_loss=...) "
+            "the loss that you care about, such as mk.losses.squared_error."
         )
 
 
@@ -87,8 +115,3 @@ def not_statistics(model: Any) -> Any:
         return jax.tree.map(lambda leaf: eqx.is_inexact_array(leaf) and not is_statistics(node), node)
 
     return jax.tree.map(mark, model, is_leaf=is_statistics)
-
-
-def constant(tree: Any) -> Any:
-    """The tree with no gradient through its arrays."""
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)

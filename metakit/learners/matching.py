@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from metakit import losses
-from metakit._episode import Episode, Examples
+from metakit._episode import Episode, Examples, require_one_input, require_unmasked
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
 from metakit._typecheck import typed
@@ -144,6 +144,7 @@ def adapt(learner: Matching, support: Examples, key: PRNGKey | None = None) -> A
     [[True, False], [False, True]]
     """
     del key
+    require_one_input(support, "Matching", "support")
     labelled = classifies(support)
     embedded = embed_support(learner.embed, learner.embed_query, support.x, learner.norm_policy)
     targets = membership(support.y, require_labels(support, "Matching")) if labelled else support.y
@@ -203,6 +204,7 @@ def meta_loss(learner: Matching, task: Episode, key: PRNGKey | None = None) -> S
     0.6931
     """
     del key
+    require_unmasked(task.query, "Matching", "query")
     loss = learner.loss
     if loss is None:
         loss = losses.cross_entropy if classifies(task.query) else losses.squared_error

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from metakit import losses
-from metakit._episode import Episode, Examples
+from metakit._episode import Episode, Examples, require_one_input, require_unmasked
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, learned
 from metakit._typecheck import typed
@@ -212,6 +212,7 @@ def adapt(learner: Ridge, support: Examples, key: PRNGKey | None = None) -> Adap
     [[0.5, 0.0], [0.0, 0.5]]
     """
     del key
+    require_one_input(support, "Ridge", "support")
     labelled = classifies(support) or learner.head == "logistic"
     targets = membership(support.y, require_labels(support, "Ridge")) if labelled else support.y
     embedded = embed_support(learner.embed, None, support.x, learner.norm_policy)
@@ -275,6 +276,7 @@ def meta_loss(learner: Ridge, task: Episode, key: PRNGKey | None = None) -> Scal
     0.6931
     """
     del key
+    require_unmasked(task.query, "Ridge", "query")
     adapted = adapt(learner, task.support)
     if adapted.classifies:
         require_labels(task.query, "Ridge", name="query")

@@ -17,6 +17,7 @@ from metakit._episode import Episode, Examples
 from metakit._errors import require_option
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
+from metakit.random import require_key
 
 from ._embedding import NORM_POLICIES, EmbeddedSupport, embed_queries, embed_support
 from ._head_posterior import (
@@ -24,7 +25,6 @@ from ._head_posterior import (
     HeadPosterior as HeadPosterior,
     logit_moments as logit_moments,
 )
-from ._keys import require_key
 from ._labels import membership, nan_unless_classes, require_labels
 from ._prototypes import prototypes
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from metakit._algorithm import require_algorithm
+from metakit._hyperparameter import marks
 from metakit._typecheck import typed
 from metakit._types import Scalar
 
@@ -50,12 +51,7 @@ class Problem(NamedTuple):
 def take_apart(algorithm: Any, learner: Any, tasks: Any, keys: Any, trainable: Any) -> Problem:
     require_algorithm(algorithm)
     inexact = jax.tree.map(eqx.is_inexact_array, learner)
-    mask = inexact if trainable is None or trainable is True else trainable
-    if jax.tree.structure(mask) != jax.tree.structure(learner):
-        raise ValueError(
-            "trainable must be a tree of booleans with the learner's structure, as mk.trainable(learner) "
-            f"makes; got {jax.tree.structure(mask)} for {jax.tree.structure(learner)}."
-        )
+    mask = inexact if trainable is None or trainable is True else marks(trainable, learner)
     mask = jax.tree.map(lambda wanted, possible: bool(wanted) and possible, mask, inexact)
     moving, rest = eqx.partition(learner, mask)
     still, static = eqx.partition(rest, eqx.is_array)
@@ -122,9 +118,9 @@ def meta_gradient(
     - `tasks`: a batch of tasks: every array leads with the task axis, `[tasks, ...]`.
     - `keys`: one key per task, `[tasks]`, as `mk.random.task_keys` makes them; `None` (the default) for
       algorithms that need none.
-    - `trainable`: which leaves to differentiate, a tree of booleans such as `mk.trainable(learner)`; `None`
-      (the default) is every floating-point array. Leaves left out cost no memory, which matters for
-      `FirstOrder`.
+    - `trainable`: which leaves to differentiate, a tree of booleans or a function from the learner to one, such as
+      `mk.trainable`; `None` (the default) is every floating-point array. Leaves left out cost no memory, which
+      matters for `FirstOrder`.
     - `mesh`: devices to spread the tasks over, from `task_mesh`; `None` (the default) is no spreading.
     - `chunk`: how many tasks of a device run at once: a number, which need not divide the number of tasks,
       `None` for all, or `"auto"` (the default): on a CPU, tasks of more than 4096 numbers (images) one after

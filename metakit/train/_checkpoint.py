@@ -17,7 +17,8 @@ from metakit._typecheck import typed
 
 from ._errors import CheckpointError
 from ._record import open_record, room_needed
-from ._state import TrainState, require_unused
+from ._state import TrainState, require_one, require_unused
+from ._static import static_parts
 
 
 @functools.cache
@@ -46,7 +47,9 @@ class Checkpoints:
     """A folder of checkpoints of one run, from which it continues bit for bit.
 
     A checkpoint holds the arrays of the training state and of the best learner; what is not an array
-    (functions, sizes) comes from the template that you restore into, so no code is ever loaded from a file.
+    (functions, sizes) comes from the template that you restore into, so no code is ever loaded from a file. It is
+    described there in words, functions by their names, and a template whose learner differs in it is refused: with
+    another activation, loss or number of steps the same weights are another learner.
     The folder records the configuration it was started with, and resuming with another one is refused. A
     checkpoint appears under its name only once it is complete: whatever interrupts a save, the ones before
     stay usable.
@@ -103,17 +106,19 @@ class Checkpoints:
         Saving the step that was saved last again is allowed and does nothing.
 
         **Raises:** `DiskFullError` when there is no room; the checkpoints before it are intact. `ValueError` for a
-        state that was used before.
+        state that was used before or holds several trainings.
         """
         require_unused(state)
+        require_one(state)
         step = int(state.step)
         if step == self.latest_step:
             return
-        record = {"state": _describe(state), "best": None}
+        record = {"state": _describe(state), "static": static_parts(state.learner), "best": None}
         items: dict[str, Any] = {"state": _orbax().args.StandardSave(_to_arrays(state))}
         if best is not None:
             leaves = _describe(best.learner)
-            record["best"] = {"score": float(best.score), "step": int(best.step), "learner": leaves}
+            static = static_parts(best.learner)
+            record["best"] = {"score": float(best.score), "step": int(best.step), "learner": leaves, "static": static}
             items["best"] = _orbax().args.StandardSave(_to_arrays(best.learner))
         items["record"] = _orbax().args.JsonSave(record)
         # Not when the folder is opened: whoever opens it to evaluate may do so while the run is saving.
@@ -137,6 +142,7 @@ class Checkpoints:
         with _quiet():
             record = self._restore(step, record=_orbax().args.JsonRestore()).record
             self._require_fit(record["state"], template, "state")
+            self._require_same_static(record.get("static"), template.learner, "state.learner")
             arrays = self._restore(step, state=_orbax().args.StandardRestore(_abstract(template))).state
         return _from_arrays(arrays, template)
 
@@ -154,6 +160,7 @@ class Checkpoints:
             if record is None:
                 return None
             self._require_fit(record["learner"], template, "learner")
+            self._require_same_static(record.get("static"), template, "learner")
             arrays = self._restore(step, best=_orbax().args.StandardRestore(_abstract(template))).best
         return Best(_from_arrays(arrays, template), record["score"], record["step"])
 
@@ -201,6 +208,19 @@ class Checkpoints:
                     f"The checkpoint in {self.folder} does not fit the template: {name}{path} is "
                     f"{_words(before.get(path))} there and {_words(now.get(path))} here. Build the learner, "
                     "the optimiser and the precision (float32 or float64) as they were when the run began."
+                )
+
+    def _require_same_static(self, saved: dict[str, str] | None, learner: Any, name: str) -> None:
+        if saved is None:  # written before there was a description
+            return
+        now = static_parts(learner)
+        for path in [*saved, *now]:
+            if saved.get(path) != now.get(path):
+                raise CheckpointError(
+                    f"The checkpoint in {self.folder} does not fit the template: {name}{path} is "
+                    f"{saved.get(path, 'absent')} there and {now.get(path, 'absent')} here. Its weights were trained "
+                    "with the former: restore into the learner as it was, and change it afterwards "
+                    "(mk.train.with_learner for a state)."
                 )
 
 

@@ -26,7 +26,10 @@ class NonFiniteLossError(FloatingPointError):
             "error.state is the last good state, and checkpoints already written are intact. Likely causes and what to "
             "try: an outer rate that is too high (lower it, or clip: mk.train.adam(rate, clip_norm=10.0)); an inner "
             "rate that makes adaptation diverge (lower it); an adaptive inner optimiser without eps_root (give it "
-            "1e-8: the derivative of a square root at 0 is infinite); NaN in the data (mk.check_values)."
+            "1e-8: the derivative of a square root at 0 is infinite); an inner loop under mk.inner.Implicit that has "
+            "not converged, which compiled code can only show as NaN (take more inner steps, or accept the bias by "
+            "tolerance=None; outside jit the gradient's own error says how far it is); NaN in the data "
+            "(mk.check_values)."
         )
 
 

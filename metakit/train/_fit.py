@@ -15,7 +15,7 @@ from metakit._typecheck import typed
 from ._checkpoint import Best, Checkpoints
 from ._events import Event, Interrupted, Progress, Resumed, Saved, Validated
 from ._interrupt import DeferredInterrupt
-from ._state import TrainState, own, require_unused
+from ._state import TrainState, own, require_one, require_unused
 from ._step import run_steps, step
 
 # Long enough that the host's work between dispatches vanishes, short enough that a display moves.
@@ -96,7 +96,7 @@ def fit(
 
     **Raises:** `NonFiniteLossError`, which carries the last good state, when a step is not finite;
     `ValueError` for counts that are below 1 or do not divide, a validation without `best`, or a state that was used
-    before;
+    before or holds several trainings;
     `CheckpointError` when a checkpoint does not fit `state`; `DiskFullError` when there is no room for one.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
@@ -126,6 +126,7 @@ def fit(
             on_event(event)
 
     require_unused(state)
+    require_one(state)
     kept: Best | None = None
     if checkpoints is not None and (checkpoints.latest_step or 0) > int(state.step):
         kept = checkpoints.restore_best(state.learner)

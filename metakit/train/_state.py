@@ -1,16 +1,17 @@
 """What the next training step needs, and nothing else."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from metakit._hyperparameter import trainable as _trainable
+from metakit._hyperparameter import marks, trainable as _trainable
 from metakit._tree import any_deleted
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
@@ -82,7 +83,7 @@ def init(
     optimiser: optax.GradientTransformation,
     *,
     key: PRNGKey,
-    trainable: Callable[[Any], Any] = _trainable,
+    trainable: Any = _trainable,
 ) -> TrainState:
     """The state before the first step.
 
@@ -91,43 +92,53 @@ def init(
     - `learner`: any Equinox module or PyTree. It is copied, so it stays usable after training.
     - `optimiser`: any optax transformation; its state covers the trainable leaves only.
     - `key`: of the whole run: tasks and whatever randomness the algorithm needs.
-    - `trainable`: a function from the learner to a tree of booleans, `True` on the leaves to move; the
-      default, `mk.trainable`, is every floating-point array outside fixed hyperparameters. Leaves that are
-      not moved stay identical to the bit.
+    - `trainable`: a tree of booleans, `True` on the leaves to move, or a function from the learner to one, such as
+      `mk.inner.select.all_but(lambda learner: learner.backbone)`; the default, `mk.trainable`, is every
+      floating-point array. Numbers in `mk.fixed` and frozen batch statistics never move, whatever it says. Leaves
+      that are not moved stay identical to the bit.
 
     **Returns:** a `TrainState`.
 
     **Raises:** `ValueError` when `trainable` gives another structure, marks what is not a floating-point
-    array, or marks nothing.
+    array, or nothing that may move; `TypeError` for a Python float beside the weights, which nothing would train.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> learner = {"weight": jnp.ones(2), "rate": mk.fixed(0.4)}
     >>> init(learner, optax.adam(1e-3), key=jax.random.key(0)).moves
     (False, True)
     """
-    mask = trainable(learner)
-    if jax.tree.structure(mask) != jax.tree.structure(learner):
-        raise ValueError(
-            "trainable(learner) must be a tree of booleans with the learner's structure, got "
-            f"{jax.tree.structure(mask)} for {jax.tree.structure(learner)}. Start from mk.trainable(learner) "
-            "and change leaves with eqx.tree_at."
-        )
-    moves = tuple(bool(moved) for moved in jax.tree.leaves(mask))
-    for (path, leaf), moved in zip(jax.tree.leaves_with_path(learner), moves, strict=True):
+    _refuse_python_floats(learner)
+    marked, structure = jax.tree.leaves(marks(trainable, learner)), jax.tree.structure(learner)
+    for (path, leaf), moved in zip(jax.tree.leaves_with_path(learner), marked, strict=True):
         if moved and not eqx.is_inexact_array(leaf):
             raise ValueError(
-                f"trainable(learner) marks learner{jax.tree_util.keystr(path)}, which is {describe(leaf)} "
+                f"trainable marks learner{jax.tree_util.keystr(path)}, which is {describe(leaf)} "
                 "and has no gradient; only floating-point arrays can be trained."
             )
+    may_move = jax.tree.leaves(_trainable(learner))
+    moves = tuple(bool(moved) and free for moved, free in zip(marked, may_move, strict=True))
     if not any(moves):
         raise ValueError(
-            "trainable(learner) marks no leaf of the learner, so there is nothing to train. A learner "
-            "without weights needs at least one mk.learned(...) hyperparameter."
+            "trainable marks no leaf of the learner that may move, so there is nothing to train. Numbers in mk.fixed "
+            "never move; a learner without weights needs at least one mk.learned(...) hyperparameter."
         )
     with others_promotion():
-        opt_state = optimiser.init(eqx.filter(learner, mask))
+        opt_state = optimiser.init(eqx.filter(learner, jax.tree.unflatten(structure, moves)))
     state = TrainState(learner, opt_state, jnp.zeros((), jnp.int32), key, moves)
     return own(state)
+
+
+def _refuse_python_floats(learner: Any) -> None:
+    def is_others(node: Any) -> bool:  # eqx.nn.Dropout keeps its rate so, and means it
+        return type(node).__module__.startswith("equinox.nn.")
+
+    for path, leaf in jax.tree.leaves_with_path(learner, is_leaf=is_others):
+        if isinstance(leaf, float | np.floating):
+            raise TypeError(
+                f"learner{jax.tree_util.keystr(path)} is {describe(leaf)}, a number that JAX takes no gradient of, so "
+                "training would never move it. Write mk.learned(...) for a number that is trained, mk.fixed(...) for "
+                "one that is not, or declare the field eqx.field(static=True)."
+            )
 
 
 def require_unused(state: TrainState) -> None:
@@ -136,6 +147,17 @@ def require_unused(state: TrainState) -> None:
         raise ValueError(
             "state was used before: run_steps and fit take the memory of the state that they are given. Go on with the "
             "one that they return, as in state, diagnostics = mk.train.run_steps(algorithm, optimiser, state, ...)."
+        )
+
+
+def require_one(state: TrainState) -> None:
+    """A `ValueError` for the states of several trainings, as `eqx.filter_vmap` over `init` makes them."""
+    shape = jnp.shape(state.step)
+    if shape != ():
+        raise ValueError(
+            f"state holds several trainings: its step has shape {list(shape)}. Map over them, as in "
+            "eqx.filter_vmap(lambda state: mk.train.run_steps(algorithm, optimiser, state, ...))(states); fit and "
+            "checkpoints take one at a time."
         )
 
 

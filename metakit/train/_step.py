@@ -22,7 +22,7 @@ from metakit.sharding import meta_gradient, num_tasks, replicate
 
 from ._draw import step_keys, steps_ahead, tasks_of_steps
 from ._errors import NonFiniteLossError, require_positive
-from ._state import TrainState, others_promotion, require_unused
+from ._state import TrainState, others_promotion, require_one, require_unused
 
 
 class StepDiagnostics(eqx.Module):
@@ -137,7 +137,8 @@ def step(
     for the device.
 
     **Raises:** `ValueError` or `TypeError` for tasks without a common leading axis, something that is no
-    algorithm, a `chunk` below 1, a state that was used before, or an `anneal` that changes the learner's structure.
+    algorithm, a `chunk` below 1, a state that was used before or holds several trainings, or an
+    `anneal` that changes the learner's structure.
 
     >>> import jax, jax.numpy as jnp, optax, metakit as mk
     >>> pull = mk.MetaLearner(None, None, lambda w, task, key=None: 0.5 * (w - task) ** 2)
@@ -148,6 +149,7 @@ def step(
     (2.0, 2.5)
     """
     require_unused(state)
+    require_one(state)
     return _jit_step(algorithm, optimiser, state, tasks, mesh, chunk, anneal)
 
 
@@ -229,6 +231,7 @@ def run_steps(
     require_positive("num_steps", num_steps, "how many steps to run")
     require_positive("meta_batch", meta_batch, "how many tasks one step averages over; 4 to 32 is usual")
     require_unused(state)
+    require_one(state)
     require_sampler(sampler)
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
     if mesh is not None and not traced:

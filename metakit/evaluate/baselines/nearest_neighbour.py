@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from metakit._episode import Episode, Examples
+from metakit._episode import Episode, Examples, require_one_input, require_unmasked
 from metakit._typecheck import typed
 from metakit._types import Scalar
 from metakit.losses import cross_entropy
@@ -31,6 +31,7 @@ def adapt(learner: Any, support: Examples, key: Any = None) -> Examples:
     (2, 3)
     """
     del learner, key
+    require_one_input(support, "nearest_neighbour", "support")
     if support.way is None:
         raise ValueError("nearest_neighbour needs class labels, got a support set whose way is None (real targets).")
     return support
@@ -78,5 +79,6 @@ def meta_loss(learner: Any, task: Episode, key: Any = None) -> Scalar:
     >>> float(meta_loss(None, mk.Episode(examples, examples))) < 1e-9
     True
     """
+    require_unmasked(task.query, "nearest_neighbour", "query")
     logits = predict(adapt(learner, task.support, key), task.query.x, key)
     return cross_entropy(logits, task.query.y, reduction="mean")

@@ -5,15 +5,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
-from metakit._types import PRNGKey, Scalar
-from metakit.inner import Auto, Choice, choose_adjoint as choose_for_loop
+from metakit._types import Inputs, PRNGKey, Scalar
+from metakit.inner import Auto, Choice, choose_adjoint as choose_for_loop, problem
 from metakit.learners._network import check_way
 
-from ._inner_loop import evaluation_model, objective, problem, query_loss, solve
+from ._inner_loop import InnerData, adapting, evaluation_model, inner_data, inner_loss, query_loss, solve
 from ._learner import MAML, Adapted, with_num_steps
 
 
@@ -41,19 +41,19 @@ def adapt(learner: MAML, support: Examples, key: PRNGKey | None = None) -> Adapt
     (8, 1)
     """
     del key
-    solution, args = solve(learner, support)
-    return _adapted(learner, solution.params, args.frozen, support)
+    model, _, _ = solve(learner, support)
+    return Adapted(evaluation_model(learner, model, support.x, _last_step(learner)), support.way)
 
 
 @typed
-def predict(adapted: Adapted, x: Shaped[Array, "n *in"], key: PRNGKey | None = None) -> Float[Array, "n *out"]:
+def predict(adapted: Adapted, x: Inputs, key: PRNGKey | None = None) -> Float[Array, "n *out"]:
     """The adapted model's outputs: logits `[n, way]` for classes, `[n, *out]` for values.
 
     **Arguments:**
 
     - `adapted`: from `adapt`.
-    - `x`: query inputs `[n, *in]`. Under the transductive policy batch norm takes its statistics from these `n`
-      examples, so give it the whole query set at once.
+    - `x`: query inputs `[n, *in]`, or several of them as the support set has. Under the transductive policy batch norm
+      takes its statistics from these `n` examples, so give it the whole query set at once.
     - `key`: not used.
 
     **Returns:** `[n, *out]`.
@@ -99,14 +99,14 @@ def meta_loss(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Scala
     """
     del key
     if learner.step_weights is None:
-        solution, args = solve(learner, task.support)
-        model = eqx.combine(solution.params, args.frozen)
+        model, _, _ = solve(learner, task.support)
         return query_loss(learner, model, task, _last_step(learner))
 
-    def observe(params: Any, args: Any, step: Array) -> Scalar:
-        return query_loss(args.learner, eqx.combine(params, args.frozen), Episode(args.support, args.query), step)
+    def observe(model: Any, data: InnerData, step: Array) -> Scalar:
+        assert data.query is not None
+        return query_loss(data.learner, model, Episode(data.support, data.query), step)
 
-    solution, _ = solve(learner, task.support, task.query, observe=observe)
+    _, solution, _ = solve(learner, task.support, task.query, observe=observe)
     weights = learner.step_weights.value.astype(solution.observed.dtype)
     return jnp.sum(weights * solution.observed)
 
@@ -151,10 +151,10 @@ def diagnostics(learner: MAML, task: Episode, key: PRNGKey | None = None) -> Dia
     (3,)
     """
     del key
-    solution, args = solve(learner, task.support)
-    model, last = eqx.combine(solution.params, args.frozen), _last_step(learner)
+    model, solution, data = solve(learner, task.support)
+    last = _last_step(learner)
     return Diagnostics(
-        inner_losses=jnp.append(solution.losses, objective(solution.params, args, last)),
+        inner_losses=jnp.append(solution.losses, inner_loss(model, data, last)),
         query_loss_before=query_loss(learner, learner.model, task, jnp.zeros((), jnp.int32)),
         query_loss_after=query_loss(learner, model, task, last),
         residual=solution.residual,
@@ -179,7 +179,8 @@ def choose_adjoint(learner: MAML, support: Examples, *, memory_limit: int = Auto
     >>> mk.maml.choose_adjoint(learner, episode.support).reason[:43]
     '50 steps of SGD on 25 parameters: MixedMode'
     """
-    params, args = problem(learner, support)
+    data = inner_data(learner, support)
+    objective, params, args = problem(inner_loss, learner.model, data, select=adapting(learner))
     return choose_for_loop(objective, learner.inner, params, args, learner.num_steps, memory_limit=memory_limit)
 
 
@@ -210,11 +211,10 @@ def path(learner: MAML, support: Examples, key: PRNGKey | None = None, *, num_st
     del key
     longer = with_num_steps(learner, num_steps)
 
-    def observe(params: Any, args: Any, step: Array) -> Any:
-        model = evaluation_model(args.learner, eqx.combine(params, args.frozen), args.support.x, step)
-        return eqx.filter(model, eqx.is_array)
+    def observe(model: Any, data: InnerData, step: Array) -> Any:
+        return eqx.filter(evaluation_model(data.learner, model, data.support.x, step), eqx.is_array)
 
-    solution, _ = solve(longer, support, observe=observe)
+    _, solution, _ = solve(longer, support, observe=observe)
     start = evaluation_model(longer, longer.model, support.x, jnp.zeros((), jnp.int32))
     arrays, static = eqx.partition(start, eqx.is_array)
     stacked = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), arrays, solution.observed)
@@ -224,8 +224,3 @@ def path(learner: MAML, support: Examples, key: PRNGKey | None = None, *, num_st
 def _last_step(learner: MAML) -> Array:
     # The query set sees the per-step norm of the last support step, as in the released MAML++.
     return jnp.asarray(max(learner.num_steps - 1, 0), jnp.int32)
-
-
-def _adapted(learner: MAML, params: Any, frozen: Any, support: Examples) -> Adapted:
-    model = evaluation_model(learner, eqx.combine(params, frozen), support.x, _last_step(learner))
-    return Adapted(model, support.way)

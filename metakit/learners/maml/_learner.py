@@ -5,14 +5,15 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, ArrayLike, Float
 
 from metakit import losses
 from metakit._errors import require_option
-from metakit._hyperparameter import Hyperparameter, as_hyperparameter
+from metakit._hyperparameter import Hyperparameter, as_hyperparameter, trainable
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Auto, Unrolled, check_steps, select as selection
-from metakit.learners._network import check_instance, check_loss, check_model
+from metakit.learners._network import check_instance, check_loss, check_model, check_query_loss
 from metakit.learners._options import positive
 
 NormPolicy: TypeAlias = Literal["transductive", "inductive"]
@@ -32,7 +33,10 @@ class MAML(eqx.Module):
     - `inner`: the update rule of the inner loop, such as `mk.inner.SGD(0.4)`.
     - `num_steps`: inner steps $K$, static, at least 0.
     - `loss`: an `mk.losses` function, or your own `loss(outputs, targets, *, reduction)`; default `cross_entropy`. A
-      module with parameters works, and they are meta-trained.
+      module with weights works, and they are meta-trained; it needs a `query_loss` beside it.
+    - `query_loss`: what judges the adapted model; `None`, the default, is `loss`. A `loss` that is trained may not
+      judge itself: it would learn to be small. Give the loss that you care about, such as
+      `mk.losses.squared_error`.
     - `reduction`: of the *inner* loss over the support set. `"mean"`, the default, or `"sum/shot"`: the sum divided by
       the shot $n/\text{way}$, as published; it is `way` times the mean, so a published rate of 0.4 for 5 classes is
       2.0 for the mean. The query loss is always a mean.
@@ -50,8 +54,9 @@ class MAML(eqx.Module):
       default, for none. With it the end of the inner loop depends on the initialisation even at convergence: `imaml`.
 
     **Raises:** `ValueError` for a negative `num_steps`, more steps than the solver has rates for, an unknown option,
-    `step_weights` or `proximal` of another shape, a filter that selects nothing, or a model with Equinox state;
-    `TypeError` for a model or a loss that cannot be called, or an `inner` or `adjoint` that is not one.
+    `step_weights` or `proximal` of another shape, a filter that selects nothing, a `loss` with weights and no
+    `query_loss` or under an adjoint that gives it no gradient, or a model with Equinox state; `TypeError` for a model
+    or a loss that cannot be called, or an `inner` or `adjoint` that is not one.
 
     **Source:** Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
     algorithms 1 and 2, https://arxiv.org/abs/1703.03400. The released code divides the query loss by the shot too,
@@ -69,6 +74,7 @@ class MAML(eqx.Module):
     inner: AbstractSolver
     num_steps: int = eqx.field(static=True)
     loss: Callable[..., Array]
+    query_loss: Callable[..., Array] | None
     reduction: Reduction = eqx.field(static=True)
     adjoint: AbstractAdjoint
     select: Callable[[Any], Any] = eqx.field(static=True)
@@ -83,6 +89,7 @@ class MAML(eqx.Module):
         inner: AbstractSolver,
         num_steps: int,
         loss: Callable[..., Array] = losses.cross_entropy,
+        query_loss: Callable[..., Array] | None = None,
         reduction: Reduction = "mean",
         adjoint: AbstractAdjoint | Literal["auto"] | None = None,
         select: Callable[[Any], Any] = selection.everything,
@@ -100,10 +107,17 @@ class MAML(eqx.Module):
         require_option("norm_policy", norm_policy, ["transductive", "inductive"])
         selection.partition(model, select)  # for its errors
         check_steps(inner, num_steps)
+        check_query_loss(loss, query_loss, "MAML")
+        if "args" in adjoint.dropped(num_steps) and any(jax.tree.leaves(trainable(loss))):
+            raise ValueError(
+                f"loss is learned, but {type(adjoint).__name__} gives no gradient of what the inner loss depends "
+                "on, so it would never move. Put its numbers into mk.fixed, or use another: mk.inner.Unrolled()."
+            )
         self.model = model
         self.inner = inner
         self.num_steps = num_steps
         self.loss = loss
+        self.query_loss = query_loss
         self.reduction = reduction
         self.adjoint = adjoint
         self.select = select

@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from metakit import nn
 from metakit._episode import Episode, Examples
 from metakit._typecheck import typed
-from metakit._types import PRNGKey, Scalar
+from metakit._types import Inputs, PRNGKey, Scalar
 from metakit.learners._minibatches import batch, batches_of
 from metakit.learners._network import check_targets, check_way
 
@@ -47,14 +47,14 @@ def adapt(learner: MetaLSTM, support: Examples, key: PRNGKey | None = None) -> A
 
 
 @typed
-def predict(adapted: Adapted, x: Shaped[Array, "n *in"], key: PRNGKey | None = None) -> Float[Array, "n *out"]:
+def predict(adapted: Adapted, x: Inputs, key: PRNGKey | None = None) -> Float[Array, "n *out"]:
     """The adapted model's outputs: logits `[n, way]` for classes, `[n, *out]` for values.
 
     **Arguments:**
 
     - `adapted`: from `adapt`.
-    - `x`: query inputs `[n, *in]`. Under the transductive policy batch norm takes its statistics from these `n`
-      examples, so give it the whole query set at once.
+    - `x`: query inputs `[n, *in]`, or several of them as the support set has. Under the transductive policy batch norm
+      takes its statistics from these `n` examples, so give it the whole query set at once.
     - `key`: not used.
 
     **Returns:** `[n, *out]`.
@@ -197,6 +197,7 @@ def _adapted(learner: MetaLSTM, model: Any, support: Examples) -> Adapted:
 
 
 def _query_loss(learner: MetaLSTM, model: Any, task: Episode) -> Scalar:
-    check_targets(learner.loss, task.query, "query")
+    loss = learner.loss if learner.query_loss is None else learner.query_loss
+    check_targets(loss, task.query, "query")
     outputs = predict(_adapted(learner, model, task.support), task.query.x)
-    return learner.loss(outputs, task.query.y, reduction="mean")
+    return loss(outputs, task.query.y, reduction="mean")

@@ -10,10 +10,11 @@ from jaxtyping import Array
 
 from metakit import losses
 from metakit._errors import require_option
+from metakit._hyperparameter import trainable
 from metakit._typecheck import typed
 from metakit.inner import select as selection
 from metakit.learners._minibatches import check_batch_size
-from metakit.learners._network import check_loss, check_model, not_statistics
+from metakit.learners._network import check_loss, check_model, check_query_loss, not_statistics
 
 from ._update import LearnedUpdate
 
@@ -36,7 +37,9 @@ class MetaLSTM(eqx.Module):
     - `num_steps`: updates $T$, static, at least 0. Published for 5 classes: 12 at 1 shot, 8 at 5 (its code).
     - `batch_size`: support examples in an update's batch $B_t$; `None`, the default and published, is all of them.
       Smaller batches cycle without replacement through the shuffled support set.
-    - `loss`: an `mk.losses` function, or your own `loss(outputs, targets, *, reduction)`; default `cross_entropy`.
+    - `loss`: an `mk.losses` function, or your own `loss(outputs, targets, *, reduction)`; default `cross_entropy`. A
+      module with weights needs a `query_loss` beside it, and `second_order=True`, without which nothing reaches them.
+    - `query_loss`: what judges the adapted model; `None`, the default, is `loss`, which may not be one that is trained.
     - `second_order`: whether the meta-gradient goes through the gradients $\nabla L$ and losses that the LSTM reads.
       Default `False`, the published way: they count as constants. `True` is exact and costs second derivatives.
     - `select`: which leaves adapt, a filter of `mk.inner.select`; default all, norm layers' scales and offsets
@@ -53,8 +56,9 @@ class MetaLSTM(eqx.Module):
     The memory is that of a few networks and, for each parameter and update, `2 * hidden_size + 4` numbers.
 
     **Raises:** `ValueError` for a `num_steps` that is negative or no int, a `batch_size` below 1, an unknown
-    `norm_policy`, a filter that selects nothing, selected arrays of several dtypes, or a model with Equinox state;
-    `TypeError` for a model or a loss that cannot be called, or an `update` that is no `LearnedUpdate`.
+    `norm_policy`, a filter that selects nothing, a `loss` with weights and no `query_loss` or no `second_order`,
+    selected arrays of several dtypes, or a model with Equinox state; `TypeError` for a model or a loss that cannot be
+    called, or an `update` that is no `LearnedUpdate`.
 
     **Source:** Ravi and Larochelle 2017, "Optimization as a Model for Few-Shot Learning",
     https://openreview.net/forum?id=rJY0-Kcll, and its code, https://github.com/twitter/meta-learning-lstm. Published
@@ -73,6 +77,7 @@ class MetaLSTM(eqx.Module):
     num_steps: int = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True)
     loss: Callable[..., Array]
+    query_loss: Callable[..., Array] | None
     second_order: bool = eqx.field(static=True)
     select: Callable[[Any], Any] = eqx.field(static=True)
     norm_policy: Literal["transductive", "inductive"] = eqx.field(static=True)
@@ -85,12 +90,19 @@ class MetaLSTM(eqx.Module):
         num_steps: int,
         batch_size: int | None = None,
         loss: Callable[..., Array] = losses.cross_entropy,
+        query_loss: Callable[..., Array] | None = None,
         second_order: bool = False,
         select: Callable[[Any], Any] = selection.everything,
         norm_policy: str = "transductive",
     ):
         check_model(model)
         check_loss(loss)
+        check_query_loss(loss, query_loss, "MetaLSTM")
+        if not second_order and any(jax.tree.leaves(trainable(loss))):
+            raise ValueError(
+                "loss has weights of its own, which get no gradient while the LSTM reads its gradients as constants: "
+                "they would never move. Use second_order=True, or put them into mk.fixed."
+            )
         if not isinstance(update, LearnedUpdate):
             raise TypeError(
                 "update must be an mk.meta_lstm.LearnedUpdate, such as LearnedUpdate(key=key); got "
@@ -108,6 +120,7 @@ class MetaLSTM(eqx.Module):
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.loss = loss
+        self.query_loss = query_loss
         self.second_order = second_order
         self.select = select
         self.norm_policy = norm_policy  # pyright: ignore[reportAttributeAccessIssue]

@@ -7,10 +7,10 @@ from jaxtyping import Array, Float, Shaped
 
 from metakit import losses
 from metakit._episode import Episode, Examples
+from metakit._hyperparameter import held
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 from metakit.learners._labels import membership, require_labels
-from metakit.learners._network import constant
 
 from ._learner import Adapted, MetaGAN
 from ._loss import real_and_fake
@@ -100,7 +100,7 @@ def adapt(learner: MetaGAN, support: Examples, key: PRNGKey | None = None) -> Ad
         support = Examples(support.x, labels, way=way)
         count = _count(learner, support)
         if count > 0:
-            fakes = constant(generate(learner, support, fake_key, num_fakes=count))
+            fakes = held(generate(learner, support, fake_key, num_fakes=count))
             marks = jnp.full((count,), way, support.y.dtype)
             support = Examples(jnp.concatenate([support.x, fakes]), jnp.concatenate([support.y, marks]), way=way)
     return Adapted(learner.algorithm, learner.algorithm.adapt(base, support, base_key))
@@ -238,11 +238,11 @@ def _play(
         return alone, jnp.zeros_like(alone), real, None
 
     fakes = generate(learner, task.support, fake_key, num_fakes=count)
-    fake = predict(adapted, constant(fakes), fake_predict_key)
+    fake = predict(adapted, held(fakes), fake_predict_key)
     marks = jnp.full((count,), way, labels.dtype)
     of_discriminator = learner.loss(jnp.concatenate([real, fake]), jnp.concatenate([labels, marks]), reduction="mean")
-    seen = predict(constant(adapted), fakes, fake_predict_key)
-    log_real, _ = real_and_fake(seen, constant(learner.loss.offset.value).astype(seen.dtype))
+    seen = predict(held(adapted), fakes, fake_predict_key)
+    log_real, _ = real_and_fake(seen, held(learner.loss.offset.value).astype(seen.dtype))
     return of_discriminator, -jnp.mean(log_real), real, fake
 
 

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from metakit._episode import Episode, Examples, MaskedExamples
+from metakit._episode import Episode, Examples, MaskedExamples, require_one_input
 from metakit._normal import Normal
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
-from metakit.learners._keys import require_key
+from metakit.random import require_key
 
 from ._learner import NeuralProcess
 
@@ -165,12 +165,12 @@ def diagnostics(learner: NeuralProcess, task: Episode, key: PRNGKey | None = Non
     """
     terms = _terms(learner, task, key)
     n = task.support.x.shape[0]
-    number = jnp.sum(terms.mask[:n].astype(terms.nats.dtype))
-    return Diagnostics(
-        context_log_density=jnp.sum(terms.nats[:n]) / jnp.maximum(number, jnp.ones_like(number)),
-        target_log_density=jnp.mean(terms.nats[n:]),
-        kl=terms.kl,
-    )
+
+    def mean(part: slice) -> Scalar:
+        number = jnp.sum(terms.mask[part].astype(terms.nats.dtype))
+        return jnp.sum(terms.nats[part]) / jnp.maximum(number, jnp.ones_like(number))
+
+    return Diagnostics(context_log_density=mean(slice(n)), target_log_density=mean(slice(n, None)), kl=terms.kl)
 
 
 class _Terms(eqx.Module):
@@ -223,6 +223,7 @@ def _points(
     learner: NeuralProcess, examples: Examples | MaskedExamples, name: str
 ) -> tuple[Float[Array, "n in"], Float[Array, "n out"], Bool[Array, " n"]]:
     """Inputs and targets, zero where they are padding, and which points are real."""
+    require_one_input(examples, "a NeuralProcess", name)
     x, y = examples.x, examples.y
     _require(x, (learner.in_size,), x.dtype, f"{name}.x")
     _require(y, (learner.out_size,), x.dtype, f"{name}.y")

@@ -5,13 +5,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from metakit._episode import Episode, Examples
+from metakit._hyperparameter import held
 from metakit._tree import global_norm
 from metakit._typecheck import typed
-from metakit._types import PRNGKey, Scalar
-from metakit.learners._network import check_targets, check_way, constant
+from metakit._types import Inputs, PRNGKey, Scalar
+from metakit.learners._network import check_targets, check_way
 
 from ._inner_loop import adapted_model, one_by_one, solve, zero_with_gradient
 from ._learner import Adapted, Reptile, moving_parts
@@ -40,19 +41,19 @@ def adapt(learner: Reptile, support: Examples, key: PRNGKey | None = None) -> Ad
     >>> mk.reptile.adapt(learner, mk.tasks.Sinusoid()(jax.random.key(1)).support).model.head.weight.shape
     (8, 1)
     """
-    solution, frozen = solve(learner, support, key)
-    return adapted_model(learner, eqx.combine(solution.params, frozen), support)
+    model, _ = solve(learner, support, key)
+    return adapted_model(learner, model, support)
 
 
 @typed
-def predict(adapted: Adapted, x: Shaped[Array, "n *in"], key: PRNGKey | None = None) -> Float[Array, "n *out"]:
+def predict(adapted: Adapted, x: Inputs, key: PRNGKey | None = None) -> Float[Array, "n *out"]:
     """The adapted model's outputs: logits `[n, way]` for classes, `[n, *out]` for values.
 
     **Arguments:**
 
     - `adapted`: from `adapt`.
-    - `x`: query inputs `[n, *in]`. Under the transductive policy batch norm takes its statistics from these `n`
-      examples, so give it the whole query set at once.
+    - `x`: query inputs `[n, *in]`, or several of them as the support set has. Under the transductive policy batch norm
+      takes its statistics from these `n` examples, so give it the whole query set at once.
     - `key`: not used.
 
     **Returns:** `[n, *out]`.
@@ -107,9 +108,9 @@ def meta_loss(learner: Reptile, task: Episode, key: PRNGKey | None = None) -> Sc
     True
     """
     check_targets(learner.loss, task.query, "query")
-    still = constant(learner)
-    solution, frozen = solve(still, task.support, key)
-    adapted = adapted_model(still, eqx.combine(solution.params, frozen), task.support)
+    still = held(learner)
+    model, solution = solve(still, task.support, key)
+    adapted = adapted_model(still, model, task.support)
     value = still.loss(predict(adapted, task.query.x), task.query.y, reduction="mean")
     start, end = moving_parts(learner)[0], solution.params
     if learner.state is not None:
@@ -154,16 +155,16 @@ def diagnostics(learner: Reptile, task: Episode, key: PRNGKey | None = None) -> 
     ()
     """
     check_targets(learner.loss, task.query, "query")
-    solution, frozen = solve(learner, task.support, key)
+    model, solution = solve(learner, task.support, key)
     start, _ = moving_parts(learner)
 
-    def query_loss(params: Any) -> Scalar:
-        adapted = adapted_model(learner, eqx.combine(params, frozen), task.support)
+    def query_loss(model: Any) -> Scalar:
+        adapted = adapted_model(learner, model, task.support)
         return learner.loss(predict(adapted, task.query.x), task.query.y, reduction="mean")
 
     return Diagnostics(
         inner_losses=solution.losses,
         distance=global_norm(jax.tree.map(jnp.subtract, start, solution.params)),
-        query_loss_before=query_loss(start),
-        query_loss_after=query_loss(solution.params),
+        query_loss_before=query_loss(learner.model),
+        query_loss_after=query_loss(model),
     )

@@ -6,21 +6,20 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from metakit import nn
 from metakit._episode import Examples
-from metakit._types import PRNGKey, Scalar
-from metakit.inner import AbstractSolver, FirstOrder, Solution
+from metakit._types import Inputs, PRNGKey, Scalar
+from metakit.inner import AbstractSolver, FirstOrder, Solution, descend
 from metakit.learners._minibatches import batch, batches_of
 from metakit.learners._network import check_targets, check_way
 
-from ._learner import Adapted, Reptile, moving_parts
+from ._learner import Adapted, Reptile, moving
 
 
-class _Args(eqx.Module):
+class _Data(eqx.Module):
     loss: Callable[..., Array]
-    frozen: Any
     support: Examples
     rows: Int[Array, "num_steps batch"] | None
 
@@ -42,22 +41,27 @@ class _Started(AbstractSolver):
         return self.solver.max_steps()
 
 
-def solve(learner: Reptile, support: Examples, key: PRNGKey | None) -> tuple[Solution, Any]:
-    """Run the inner loop; also returns the leaves that did not adapt."""
+def solve(learner: Reptile, support: Examples, key: PRNGKey | None) -> tuple[Any, Solution]:
+    """Run the inner loop; returns the model after it, and its solution."""
     check_targets(learner.loss, support, "support")
     rows = batches_of(support, learner.batch_size, learner.num_steps, key, "Reptile")
-    params, frozen = moving_parts(learner)
     solver = learner.inner if learner.state is None else _Started(learner.inner, learner.state)
-    args = _Args(learner.loss, frozen, support, rows)
-    # Nothing is differentiated through the loop, so this only chooses its form: a scan.
-    return FirstOrder().solve(_objective, solver, params, args, learner.num_steps), frozen
+    return descend(
+        _inner_loss,
+        learner.model,
+        _Data(learner.loss, support, rows),
+        solver=solver,
+        num_steps=learner.num_steps,
+        select=moving(learner),
+        adjoint=FirstOrder(),  # nothing is differentiated through the loop, so this only chooses its form: a scan
+    )
 
 
-def _objective(params: Any, args: _Args, step: Int[Array, ""]) -> Scalar:
-    examples = batch(args.support, args.rows, step)
-    outputs = eqx.combine(params, args.frozen)(examples.x)
+def _inner_loss(model: Any, data: _Data, step: Int[Array, ""]) -> Scalar:
+    examples = batch(data.support, data.rows, step)
+    outputs = model(examples.x)
     check_way(outputs, examples.way)
-    return args.loss(outputs, examples.y, reduction="mean")
+    return data.loss(outputs, examples.y, reduction="mean")
 
 
 def adapted_model(learner: Reptile, model: Any, support: Examples) -> Adapted:
@@ -67,16 +71,22 @@ def adapted_model(learner: Reptile, model: Any, support: Examples) -> Adapted:
     return Adapted(model, support.x if learner.norm_policy == "one_by_one" else None, support.way)
 
 
-def one_by_one(
-    model: Any, support: Shaped[Array, "n *in"], x: Shaped[Array, "query *in"]
-) -> Float[Array, "query *out"]:
+def one_by_one(model: Any, support: Inputs, x: Inputs) -> Float[Array, "query *out"]:
     """Each query's output in a batch of the support set and that query alone."""
-    if x.shape[1:] != support.shape[1:] or x.dtype != support.dtype:
-        raise ValueError(
-            f"x must hold examples like the support's, {support.dtype}{list(support.shape[1:])}, got "
-            f"{x.dtype}{list(x.shape[1:])} in x{list(x.shape)}. One query still needs the leading axis: x[None]."
-        )
-    return jax.vmap(lambda one: model(jnp.concatenate([support, one[None]]))[-1])(x)
+
+    def alike(known: Array, new: Array) -> None:
+        if new.shape[1:] != known.shape[1:] or new.dtype != known.dtype:
+            raise ValueError(
+                f"x must hold examples like the support's, {known.dtype}{list(known.shape[1:])}, got "
+                f"{new.dtype}{list(new.shape[1:])} in x{list(new.shape)}. One query still needs the leading axis: "
+                "x[None]."
+            )
+
+    def alone(one: Any) -> Array:
+        return model(jax.tree.map(lambda known, new: jnp.concatenate([known, new[None]]), support, one))[-1]
+
+    jax.tree.map(alike, support, x)
+    return jax.vmap(alone)(x)
 
 
 def zero_with_gradient(start: Any, end: Any) -> Scalar:

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
 from metakit import losses
 from metakit._errors import require_option
-from metakit._hyperparameter import Hyperparameter
+from metakit._hyperparameter import Hyperparameter, trainable
 from metakit._typecheck import typed
+from metakit._types import Inputs
 from metakit.inner import AbstractSolver, check_steps, select as selection
 from metakit.learners._minibatches import check_batch_size
 from metakit.learners._network import check_instance, check_loss, check_model, not_statistics
@@ -51,8 +52,8 @@ class Reptile(eqx.Module):
     - `state`: the solver's state that every task starts from; default `None`, afresh. `with_carried_state` makes one.
 
     **Raises:** `ValueError` for a negative `num_steps`, a `batch_size` below 1, an unknown `norm_policy`, a learned
-    number in `inner`, a filter that selects nothing, or a model with Equinox state; `TypeError` for a model or a
-    loss that cannot be called, or an `inner` that is no solver.
+    number in `inner` or in `loss`, a filter that selects nothing, or a model with Equinox state; `TypeError` for a
+    model or a loss that cannot be called, or an `inner` that is no solver.
 
     **Source:** Nichol, Achiam and Schulman 2018, "On First-Order Meta-Learning Algorithms", algorithms 1 and 2,
     https://arxiv.org/abs/1803.02999, and its code, https://github.com/openai/supervised-reptile. There Adam's second
@@ -95,6 +96,11 @@ class Reptile(eqx.Module):
         require_option("norm_policy", norm_policy, _NORM_POLICIES)
         selection.partition(model, select)  # for its errors
         _require_fixed(inner)
+        if any(jax.tree.leaves(trainable(loss))):
+            raise ValueError(
+                "loss has weights of its own, but Reptile's update moves the model's only and would leave them where "
+                "they are. Put them into mk.fixed; mk.maml learns a loss (with query_loss=...)."
+            )
         self.model = model
         self.inner = inner
         self.num_steps = num_steps
@@ -120,7 +126,7 @@ class Adapted(eqx.Module):
     """
 
     model: Any
-    support: Shaped[Array, "n *in"] | None
+    support: Inputs | None
     way: int | None = eqx.field(static=True)
 
 
@@ -202,9 +208,14 @@ def with_carried_state(learner: Reptile) -> Reptile:
     return dataclasses.replace(learner, state=state)
 
 
+def moving(learner: Reptile) -> selection.Filter:
+    """Which leaves of its model the inner loop moves."""
+    return selection.intersection(learner.select, not_statistics)
+
+
 def moving_parts(learner: Reptile) -> tuple[Any, Any]:
-    """The leaves that the inner loop moves, and the rest of the model."""
-    return selection.partition(learner.model, selection.intersection(learner.select, not_statistics))
+    """Those leaves, and the rest of the model."""
+    return selection.partition(learner.model, moving(learner))
 
 
 def _require_fixed(inner: AbstractSolver) -> None:

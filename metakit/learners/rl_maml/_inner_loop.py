@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metakit._types import Flag, Scalar
-from metakit.inner.select import partition
+from metakit.inner import descend
 from metakit.rl import (
     Trajectories,
     check_actions,
@@ -22,11 +22,10 @@ from metakit.rl import (
 from ._learner import RLMAML
 
 
-class InnerArgs(eqx.Module):
-    """Everything the inner objective depends on beside the adapted parameters; adjoints differentiate all of it."""
+class InnerData(eqx.Module):
+    """What the inner loss depends on beside the policy."""
 
-    learner: RLMAML  # with its policy taken out, which is in `frozen` and the adapted parameters
-    frozen: Any
+    learner: RLMAML  # with its policy taken out, which descends
     batches: Trajectories  # a leading axis of inner steps
     advantages: Float[Array, "num_steps episodes horizon"]
 
@@ -63,11 +62,17 @@ def solve(learner: RLMAML, support: tuple[Trajectories, ...]) -> Any:
     names = ["support"] if len(support) == 1 else [f"support[{index}]" for index in range(len(support))]
     scaled = [advantages(learner, batch, name) for batch, name in zip(support, names, strict=True)]
     _require_alike(support)
-    params, frozen = partition(learner.policy, learner.select)
     batches, scaled = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(support, scaled, strict=True))
-    args = InnerArgs(eqx.tree_at(lambda l: l.policy, learner, None), frozen, batches, scaled)
-    solution = learner.adjoint.solve(_objective, learner.inner, params, args, len(support))
-    return eqx.combine(solution.params, frozen)
+    policy, _ = descend(
+        _inner_loss,
+        learner.policy,
+        InnerData(eqx.tree_at(lambda l: l.policy, learner, None), batches, scaled),
+        solver=learner.inner,
+        num_steps=len(support),
+        select=learner.select,
+        adjoint=learner.adjoint,
+    )
+    return policy
 
 
 def _require_alike(support: tuple[Trajectories, ...]) -> None:
@@ -90,7 +95,7 @@ def _require_alike(support: tuple[Trajectories, ...]) -> None:
                 )
 
 
-def _objective(params: Any, args: InnerArgs, step: Array) -> Scalar:
-    batch, scaled = jax.tree.map(lambda leaf: leaf[step], (args.batches, args.advantages))
-    log_probs = distributions(eqx.combine(params, args.frozen), batch.observations).log_prob(batch.actions)
-    return policy_surrogate(args.learner.surrogate, log_probs, batch.log_probs, scaled, batch.mask)
+def _inner_loss(policy: Any, data: InnerData, step: Array) -> Scalar:
+    batch, scaled = jax.tree.map(lambda leaf: leaf[step], (data.batches, data.advantages))
+    log_probs = distributions(policy, batch.observations).log_prob(batch.actions)
+    return policy_surrogate(data.learner.surrogate, log_probs, batch.log_probs, scaled, batch.mask)

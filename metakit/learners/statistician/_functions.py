@@ -12,9 +12,9 @@ from metakit._episode import Episode, Examples
 from metakit._normal import Normal
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
-from metakit.learners._keys import require_key
 from metakit.learners._labels import membership, nan_unless_classes, require_labels
 from metakit.nn import BatchStatNorm
+from metakit.random import require_key
 
 from ._learner import Statistician
 

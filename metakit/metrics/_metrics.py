@@ -1,4 +1,4 @@
-"""Scores of one task's predictions; `mk.evaluate` maps them over thousands of tasks."""
+"""The metrics, each a function of one task's outputs and targets."""
 
 from typing import Protocol
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from ._normal import Normal
-from ._typecheck import typed
-from ._types import Scalar
-from .losses import cross_entropy, squared_error
+from metakit._normal import Normal
+from metakit._typecheck import typed
+from metakit._types import Scalar
+from metakit.losses import cross_entropy, squared_error
 
 
 class Metric(Protocol):

@@ -1,9 +1,4 @@
-"""Which leaves of a model the inner loop adapts.
-
-A filter is a function `select(model) -> PyTree[bool]` of the model's structure, `True` on the leaves that adapt; those
-that are not floating-point arrays never do. Leaves that are not selected keep their value in `adapt` and are still
-meta-trained.
-"""
+"""The filters, and the two halves of a model that one makes."""
 
 import fnmatch
 from collections.abc import Callable

@@ -1,8 +1,4 @@
-"""Losses of outputs against targets, each with an explicit reduction.
-
-A reduction is part of a published result (MAML's inner loss is a *sum* over examples divided by the shot), so none of
-these has a default.
-"""
+"""The losses, and how each is reduced."""
 
 from typing import Literal, Protocol, TypeAlias
 
@@ -10,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from ._errors import nearest
-from ._typecheck import typed
+from metakit._errors import nearest
+from metakit._typecheck import typed
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 

@@ -1,11 +1,11 @@
-"""Random keys that do not depend on how the work is split."""
+"""Keys by the index of a task, and the error of a missing one."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from ._typecheck import typed
-from ._types import PRNGKey
+from metakit._typecheck import typed
+from metakit._types import PRNGKey
 
 
 @typed
@@ -33,3 +33,26 @@ def task_keys(key: PRNGKey, first: int | Int[Array, ""], count: int) -> Key[Arra
     """
     indices = jnp.arange(count, dtype=jnp.int32) + jnp.asarray(first, dtype=jnp.int32)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def require_key(key: PRNGKey | None, learner: str, function: str) -> PRNGKey:
+    """The key of a function that cannot do without one.
+
+    **Arguments:** `key`, as the function was given it; `learner` and `function`, their names in the error.
+
+    **Returns:** `key`.
+
+    **Raises:** `ValueError` where it is `None`.
+
+    >>> import metakit as mk
+    >>> mk.random.require_key(None, "MyLearner", "adapt")
+    Traceback (most recent call last):
+    ...
+    ValueError: MyLearner's adapt draws random numbers and needs a key as its last argument, got None. ...
+    """
+    if key is None:
+        raise ValueError(
+            f"{learner}'s {function} draws random numbers and needs a key as its last argument, got None. "
+            "Pass one, such as jax.random.key(0), and another for each call."
+        )
+    return key
