@@ -14,7 +14,7 @@ LAYERS = {
     2: {"inner", "nn", "rl", "tasks", "sharding"},
     3: {"learners", "bilevel"},
     4: {"train", "evaluate"},
-    5: {"experiments"},
+    5: {"experiments", "testing"},
     6: {"recipes"},
     7: {"cli"},
     8: {"__main__", "_public"},
