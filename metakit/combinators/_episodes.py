@@ -1,0 +1,25 @@
+"""What combinators ask of the tasks of the algorithm that they are made of."""
+
+from typing import Any
+
+from jaxtyping import Array
+
+from metakit._episode import Examples, MaskedExamples
+from metakit._normal import Normal
+from metakit._wording import describe
+
+
+def require_examples(support: Any, combinator: str) -> None:
+    if not isinstance(support, Examples | MaskedExamples):
+        raise TypeError(
+            f"{combinator} adapts to the examples of an episode, got {describe(support)}. Give episode.support, and an "
+            "algorithm of episodes: what another predicts it cannot combine."
+        )
+
+
+def require_outputs(outputs: Any, combinator: str) -> None:
+    if not isinstance(outputs, Array | Normal):
+        raise TypeError(
+            f"{combinator} combines logits, real values or mk.Normal, got {describe(outputs)} from the algorithm's "
+            "predict. Return one of them."
+        )
