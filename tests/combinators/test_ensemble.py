@@ -98,7 +98,7 @@ def test_densities_have_the_moments_of_the_mixture():
 
 
 def test_the_ensemble_is_never_more_surprised_than_its_members_are_on_average():
-    """Catches averages that are no mean of probabilities, for which Jensen's inequality would not hold on every task."""
+    """Catches averages that are no mean of probabilities, for which Jensen's inequality fails on some tasks."""
     learners = members(prototypical, count=5)
     together, surprise = mk.Ensemble(learners), mk.metrics.negative_log_likelihood
 
