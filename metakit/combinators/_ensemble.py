@@ -52,7 +52,7 @@ class Ensemble(eqx.Module):
             raise ValueError("members holds no learner; an ensemble needs at least one.")
         first, *others = members
         for i, other in enumerate(others, start=1):
-            if _form(other) != _form(first):
+            if not _alike(first, other):
                 raise ValueError(
                     f"members must differ in the values of their arrays alone, but members[{i}] is not of the form of "
                     "members[0]: another network, number of steps, shape or dtype. Make all of them in the same way."
@@ -88,9 +88,13 @@ def _stack(*leaves: Any) -> Any:
     return jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
 
 
-def _form(learner: Any) -> Any:
-    arrays, rest = eqx.partition(learner, eqx.is_array)
-    return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays)], jax.tree.flatten(rest)
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two learners differ in the values of their arrays alone."""
+    (arrays, rest), (other_arrays, other_rest) = (eqx.partition(learner, eqx.is_array) for learner in (one, other))
+    shapes, other_shapes = (
+        [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (arrays, other_arrays)
+    )
+    return shapes == other_shapes and bool(eqx.tree_equal(rest, other_rest))
 
 
 def _require_axis(members: Any) -> int:

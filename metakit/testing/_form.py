@@ -39,10 +39,11 @@ def is_an_algorithm(subject: Subject) -> None:
             'Return the mean over the query examples, such as mk.losses.cross_entropy(..., reduction="mean").',
         )
     _, x = eqx.filter_eval_shape(subject.support_and_x, subject.learner, task, key)
+    count = jax.tree.leaves(x)[0].shape[0]
     for output in jax.tree.leaves(eqx.filter_eval_shape(subject.predictions, subject.learner, task, key)):
-        if output.shape[:1] != x.shape[:1]:
+        if output.shape[:1] != (count,):
             raise CheckFailed(
-                f"predict returned {_shaped(output)} for {x.shape[0]} inputs.",
+                f"predict returned {_shaped(output)} for {count} inputs.",
                 "Return one row an input: logits [n, way] for classes, [n, *out] for values.",
             )
     value = subject.algorithm.meta_loss(subject.learner, task, key)

@@ -26,6 +26,8 @@ def _episode(subject: Subject) -> Episode:
     task = subject.task()
     if not isinstance(task, Episode):
         raise CheckSkipped(f"Its tasks are no episodes: sampler(key) is {describe(task)}.")
+    if not eqx.is_array(task.query.x):
+        raise CheckSkipped(f"Its inputs are no single array: query.x is {describe(task.query.x)}.")
     return task
 
 

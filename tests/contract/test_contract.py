@@ -95,7 +95,7 @@ def test_every_number_is_a_strongly_typed_array(row):
     mk.testing.numbers_are_arrays(subject(row))
 
 
-@each
+@each_in_slow_runs
 def test_it_is_pure(row):
     """Catches state that a call changes."""
     mk.testing.is_pure(subject(row))

@@ -322,7 +322,7 @@ class TestReport:
 
     def test_a_sound_learner_is_ok_whole(self, report):
         """Catches a battery that fails, or breaks off, on a learner without a fault."""
-        assert report.ok, report
+        assert report.ok, str(report)
         assert [row.check for row in report.rows] == list(mk.testing.check_names())
         report.require()
 
@@ -376,6 +376,33 @@ class TestReport:
             mk.testing.jit_equals_eager(of)
             with pytest.raises(mk.testing.CheckSkipped, match="runs_in_float64"):
                 mk.testing.meta_gradient_equals_differences(of)
+
+
+OF_EPISODES = [
+    "wrong_inputs_raise", "one_query_without_its_axis_raises", "a_batch_of_tasks_is_refused",
+    "padding_is_refused_or_without_effect", "wrong_labels_are_never_a_number", "nan_is_never_a_number",
+]  # fmt: skip
+
+
+def test_tasks_that_are_no_episodes_are_checked_too():
+    """Catches checks that only know episodes: what a task is, the three functions agree on."""
+    targets = mk.MetaLearner(
+        adapt=lambda learner, support, key=None: learner.shift.value * support,
+        predict=lambda adapted, x, key=None: jnp.broadcast_to(adapted, x.shape),
+        meta_loss=lambda learner, task, key=None: (learner.scale.value * learner.shift.value - task) ** 2,
+    )
+    report = mk.testing.check(
+        targets,
+        Shift(),
+        jax.random.normal,
+        questions=lambda learner, task, key: (task, jnp.ones(3, task.dtype)),
+        score=lambda learner, task, key: -((learner.shift.value - task) ** 2),
+        without=lambda learner: eqx.tree_at(lambda l: l.shift.value, learner, jnp.full((), 9.0)),
+        num_tasks=20,
+    )
+    assert report.ok, str(report)
+    skipped = {row.check for row in report.rows if row.outcome == "skipped"}
+    assert skipped == {*OF_EPISODES, "training_helps"}
 
 
 WRONG = [
