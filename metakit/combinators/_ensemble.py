@@ -16,7 +16,7 @@ from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 from metakit._wording import describe
 
-from ._episodes import require_examples, require_outputs
+from ._base import name_over, require_examples, require_outputs
 
 
 class Ensemble(eqx.Module):
@@ -122,6 +122,10 @@ class EnsembleAlgorithm:
     """`mk.ensemble(base)`: equal where the bases are, so that nothing compiles again."""
 
     base: Algorithm
+
+    @property
+    def __name__(self) -> str:
+        return name_over("ensemble", self.base)
 
     @typed
     def adapt(self, learner: Ensemble, support: Any, key: PRNGKey | None = None) -> AdaptedMembers:

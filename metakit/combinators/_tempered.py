@@ -19,7 +19,7 @@ from metakit._types import PRNGKey, Scalar
 from metakit.losses import cross_entropy
 from metakit.metrics import log_density
 
-from ._episodes import require_examples, require_outputs
+from ._base import name_over, require_examples, require_outputs
 
 
 class Tempered(eqx.Module):
@@ -78,6 +78,10 @@ class TemperedAlgorithm:
     """`mk.tempered(base)`: equal where the bases are, so that nothing compiles again."""
 
     base: Algorithm
+
+    @property
+    def __name__(self) -> str:
+        return name_over("tempered", self.base)
 
     @typed
     def adapt(self, learner: Tempered, support: Any, key: PRNGKey | None = None) -> AdaptedBase:

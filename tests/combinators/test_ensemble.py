@@ -143,6 +143,7 @@ def test_two_calls_give_one_algorithm_and_one_program():
     assert mk.ensemble(mk.maml) != mk.ensemble(mk.reptile)
     assert mk.tempered(mk.ensemble(mk.maml)) == mk.tempered(mk.ensemble(mk.maml))
     assert mk.ensemble(mk.maml) != mk.tempered(mk.maml)
+    assert mk.tempered(mk.ensemble(mk.maml)).__name__ == "tempered(ensemble(metakit.learners.maml))"
     traces = []
 
     def adapt(learner, support, key=None):

@@ -1,4 +1,4 @@
-"""What combinators ask of the tasks of the algorithm that they are made of."""
+"""What combinators ask of the algorithm that they are made of, and of its tasks."""
 
 from typing import Any
 
@@ -23,3 +23,8 @@ def require_outputs(outputs: Any, combinator: str) -> None:
             f"{combinator} combines logits, real values or mk.Normal, got {describe(outputs)} from the algorithm's "
             "predict. Return one of them."
         )
+
+
+def name_over(combinator: str, base: Any) -> str:
+    """The name of a combined algorithm, for reports and records."""
+    return f"{combinator}({getattr(base, '__name__', type(base).__name__)})"
