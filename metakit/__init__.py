@@ -8,7 +8,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import experiments as experiments, recipes as recipes
+    from . import experiments as experiments, recipes as recipes, testing as testing
     from ._public import *  # noqa: F403 - the public names once, for readers and for type checkers
     from .experiments import Experiment as Experiment
     from .recipes import open_run as open_run
@@ -19,6 +19,7 @@ __version__ = _version("metakit")
 _LATER = {
     "experiments": "experiments",
     "recipes": "recipes",
+    "testing": "testing",
     "Experiment": "experiments",
     "open_run": "recipes",
 }

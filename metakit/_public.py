@@ -47,6 +47,12 @@ from .bilevel import (
     real_time_hypergradient as real_time_hypergradient,
     start_real_time as start_real_time,
 )
+from .combinators import (
+    Ensemble as Ensemble,
+    Tempered as Tempered,
+    ensemble as ensemble,
+    tempered as tempered,
+)
 from .learners import (
     maml as maml,
     mann as mann,

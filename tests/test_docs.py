@@ -40,6 +40,7 @@ NAMESPACES = [
     "metakit.rl_squared",
     "metakit.train",
     "metakit.evaluate",
+    "metakit.testing",
     "metakit.evaluate.baselines.nearest_neighbour",
     "metakit.evaluate.baselines.gradient_histograms",
 ]
@@ -136,6 +137,17 @@ def test_the_page_on_writing_a_learner_runs(monkeypatch):
             exec(compile(block, "own-learner.md", "exec"), scope)
     learnt, chance = mk.evaluate.student_t(scope["scores"]["accuracy"]), 0.2
     assert learnt.low > chance
+
+
+@pytest.mark.slow
+def test_the_learner_on_the_page_keeps_the_contract(monkeypatch):
+    """Catches a page whose test fails when it is pasted."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    scope = {"__name__": "page"}
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in python_blocks(DOCS / "own-learner.md")[1:]:
+            exec(compile(block, "own-learner.md", "exec"), scope)
+        scope["test_it_keeps_the_contract"]()
 
 
 def test_the_readme_holds_the_two_commands():

@@ -312,6 +312,14 @@ def each_players_own(learner, task, key):
     return lambda tree: tree, expected
 
 
+def several(make_member):
+    return lambda key: mk.Ensemble([make_member(key) for key in jax.random.split(key)])
+
+
+def at_temperature(make_base):
+    return lambda key: mk.Tempered(make_base(key), mk.learned(1.5))
+
+
 no_steps = functools.partial(maml.with_num_steps, num_steps=0)
 no_updates = functools.partial(rl_maml.with_num_steps, num_steps=0)
 bandits = mk.tasks.Bandits(2)
@@ -492,6 +500,32 @@ ROWS = [
         random=True,
         slow=True,
         acting=Acting(lambda data: data.trajectories, lambda data: data.trajectories.observations[:, 0], trial_return),
+    ),
+    Row("ensemble", mk.ensemble(maml), several(regressor(maml.MAML, inner=sgd, num_steps=3)), sinusoid, error),
+    Row(
+        "ensemble_random",
+        mk.ensemble(versa),
+        several(versa_classifier),
+        clusters,
+        accuracy,
+        random=True,
+        slow=True,
+    ),
+    Row(
+        "tempered",
+        mk.tempered(prototypical),
+        at_temperature(metric_learner(prototypical.Prototypical, 6)),
+        clusters,
+        accuracy,
+    ),
+    Row("tempered_density", mk.tempered(neural_process), at_temperature(neural()), curves, density, slow=True),
+    Row(
+        "tempered_ensemble",
+        mk.tempered(mk.ensemble(maml)),
+        at_temperature(several(classifier)),
+        clusters,
+        accuracy,
+        slow=True,
     ),
     Row("own_learner", own_learner, users_ridge, clusters, accuracy),
 ]
