@@ -13,7 +13,7 @@ from metakit import experiments, recipes
 from metakit.experiments import RunFolder, UnfitError
 from metakit.recipes import OptionError
 
-from ._parse import is_given
+from ._parse import check_known, is_given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ def run(words: list[str], console: Console) -> int:
         record = place.read_record()
         found = recipes.recipe_of(place, record, changed_recipe="--changed-recipe" in words)
         known = recipes.test_options(found, record["options"].get("data"))
+        own = (field.name for field in dataclasses.fields(Evaluate))
+        check_known(words, (*own, *known), f"an evaluation of {found.name}", "evaluate RUN")
         more = [_field(name, one, record["options"]) for name, one in known.items() if name != "num_tasks"]
         form = dataclasses.make_dataclass("evaluate", more, bases=(Evaluate,), frozen=True)
     config = (tyro.conf.FlagCreatePairsOff,)

@@ -1,13 +1,14 @@
 """Command lines from dataclasses and from the signatures of recipes, by tyro."""
 
 import dataclasses
+import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from metakit.recipes import Recipe, option
+from metakit.recipes import OptionError, Recipe, option
 
 T = TypeVar("T")
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -34,10 +35,22 @@ def is_given(name: str, words: Sequence[str]) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == option(name) for word in words)
 
 
+def check_known(words: Sequence[str], known: Iterable[str], whose: str, prog: str) -> None:
+    """Refuse an option that is none of those known, and name the nearest."""
+    there = [option(name) for name in known]
+    for word in words:
+        head = word.partition("=")[0].replace("_", "-")
+        if word.startswith("--") and head not in (*there, "--help"):
+            closest = difflib.get_close_matches(head, there, n=1, cutoff=0.0)[0]
+            raise OptionError(f"{whose} has no option {head}. The nearest is {closest}; see metakit {prog} --help.")
+
+
 def parse_recipe(
     recipe: Recipe, general: type[T], words: Sequence[str], prog: str, *, data: str | None
 ) -> tuple[T, dict[str, Any]]:
     """The general options of a command, and those of the recipe that were given."""
+    known = (*(field.name for field in dataclasses.fields(general)), *recipe.options(data))
+    check_known(words, known, recipe.name if data is None else f"{recipe.name} on {data}", prog)
     fields: list[tuple[str, Any, Any]] = [("general", general, general())]
     for name, group in recipe.groups(data).items():
         if dataclasses.is_dataclass(group):

@@ -144,7 +144,8 @@ def _resume(
     if changes:
         raise train.ConfigChangedError(str(place.path), changes)
     if place.finished:
-        console.print(f"{place.path} is finished; nothing is left to do. Its report: {place.report}", highlight=False)
+        done = f"{place.path} is finished; nothing is left to do. Its report: {place.report}"
+        console.print(done, highlight=False, markup=False, soft_wrap=True)
         return 0
     offer(values.get("devices", 1))
     recipes.recipe_of(place, record, changed_recipe=general.changed_recipe)
