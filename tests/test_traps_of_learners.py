@@ -102,14 +102,15 @@ def padded(way=None):
         (mk.ridge, mk.ridge.Ridge(lambda x: x)),
         (mk.matching, mk.matching.Matching(lambda x: x)),
         (mk.evaluate.baselines.nearest_neighbour, None),
+        (mk.evaluate.baselines.gradient_histograms, None),
     ],
-    ids=["ridge", "matching", "nearest_neighbour"],
+    ids=["ridge", "matching", "nearest_neighbour", "gradient_histograms"],
 )
 def test_a_masked_query_set_is_refused(algorithm, learner, way):
     """Catches a mean over the padding of a query set, for real targets too: 3.8 became 5e11."""
     task = padded(way)
     if way is None and learner is None:
-        return  # nearest neighbour classifies
+        return  # the baselines classify
     with pytest.raises(ValueError, match=r"query is a MaskedExamples, but .* knows no masks"):
         algorithm.meta_loss(learner, task)
 
@@ -561,8 +562,9 @@ def test_several_inputs_reach_the_network_as_they_are(name, as_dictionary):
         (mk.prototypical, mk.prototypical.Prototypical(lambda x: x), 2),
         (mk.neural_process, mk.neural_process.NeuralProcess(4, 2, width=8, key=jax.random.key(0)), None),
         (mk.evaluate.baselines.nearest_neighbour, None, 2),
+        (mk.evaluate.baselines.gradient_histograms, None, 2),
     ],
-    ids=["ridge", "matching", "prototypical", "neural_process", "nearest_neighbour"],
+    ids=["ridge", "matching", "prototypical", "neural_process", "nearest_neighbour", "gradient_histograms"],
 )
 def test_who_embeds_one_input_refuses_several(algorithm, learner, way):
     """Catches an error about a tuple that has no shape."""

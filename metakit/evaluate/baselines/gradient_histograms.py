@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metakit._episode import Episode, Examples
+from metakit._episode import Episode, Examples, require_one_input, require_unmasked
 from metakit._typecheck import typed
 from metakit._types import Scalar
 from metakit.losses import cross_entropy
@@ -114,6 +114,7 @@ def adapt(learner: Any, support: Examples, key: Any = None) -> Adapted:
     (1296, 2)
     """
     del learner, key
+    require_one_input(support, "gradient_histograms", "support")
     if support.way is None:
         raise ValueError("gradient_histograms needs class labels, got a support set whose way is None (real targets).")
     if support.x.ndim != 4 or not jnp.issubdtype(support.x.dtype, jnp.floating):
@@ -175,12 +176,13 @@ def meta_loss(learner: Any, task: Episode, key: Any = None) -> Scalar:
 
     **Returns:** nats per query.
 
-    **Raises:** as `adapt`.
+    **Raises:** as `adapt`, and `ValueError` for a masked query set.
 
     >>> import metakit as mk
     >>> examples = mk.Examples(jnp.ones((2, 1, 28, 28)), jnp.array([0, 1]), way=2)
     >>> round(float(meta_loss(None, mk.Episode(examples, examples))), 3)
     0.693
     """
+    require_unmasked(task.query, "gradient_histograms", "query")
     logits = predict(adapt(learner, task.support, key), task.query.x, key)
     return cross_entropy(logits, task.query.y, reduction="mean")
