@@ -54,6 +54,19 @@ def require_whole(argument: str, value: Any) -> None:
         raise TypeError(f"{argument} must be a whole number, got {value!r}.")
 
 
+class MissingExtraError(ImportError):
+    """A package that only some need is not installed.
+
+    **Arguments:** `extra` of metakit that brings it; `package`, its name.
+
+    >>> print(MissingExtraError("tensorboard", "tensorboardX"))
+    tensorboardX is not installed. Install it with pip install "metakit[tensorboard]".
+    """
+
+    def __init__(self, extra: str, package: str):
+        super().__init__(f'{package} is not installed. Install it with pip install "metakit[{extra}]".', name=package)
+
+
 def raise_or_nan(bad: Flag, tree: Any, error: Callable[[], Exception]) -> Any:
     """Raise where the numbers are known, and give NaN in a compiled program, which cannot raise."""
     if not isinstance(bad, Tracer):

@@ -108,12 +108,13 @@ def python_blocks(path):
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-PAGES = ["README.md", "docs/quick-start.md", "docs/bilevel.md"]
+PAGES = ["README.md", "docs/quick-start.md", "docs/bilevel.md", "docs/experiments.md"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, pytest.param("docs/api/learners.md", marks=pytest.mark.slow)])
-def test_code_on_the_page_runs(page):
+def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
     """Catches a first example that does not work when pasted."""
+    monkeypatch.chdir(tmp_path)
     scope = {"__name__": "page"}
     blocks = python_blocks(ROOT / page)
     assert blocks

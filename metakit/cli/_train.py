@@ -96,7 +96,7 @@ def _sweep(recipe: Recipe, given: dict[str, Any], general: General, console: Con
     built = {}
     for seed in range(settled["seed"], settled["seed"] + general.seeds):
         built[f"seed-{seed}"] = recipe.build(recipe.settle({**given, "seed": seed}, smoke=general.smoke))
-    done = experiments.sweep(built, folder, quiet=general.quiet)
+    done = experiments.sweep(built, folder, listeners=_listeners(general), quiet=general.quiet)
     if done.between_runs is None:
         console.print(f"continue with the same command and --run {folder}", highlight=False, soft_wrap=True)
         return INTERRUPTED
@@ -173,7 +173,7 @@ def _check_unchanged(experiment: Experiment, place: RunFolder) -> None:
 def _go(experiment: Experiment, folder: pathlib.Path, name: str, general: General, console: Console) -> int:
     how = f"continue with: metakit train {name} --resume {folder}"
     try:
-        done = experiments.run(experiment, folder, listeners=_listeners(general, folder), quiet=general.quiet)
+        done = experiments.run(experiment, folder, listeners=_listeners(general), quiet=general.quiet)
     except UnfitError as error:
         raise OptionError(recipes.in_options(str(error), "test_")) from error
     except (KeyboardInterrupt, train.DiskFullError):
@@ -190,6 +190,6 @@ def _go(experiment: Experiment, folder: pathlib.Path, name: str, general: Genera
     return 0
 
 
-def _listeners(general: General, folder: pathlib.Path) -> list[Any]:
-    del folder
-    return []
+def _listeners(general: General) -> list[Any]:
+    asked = {experiments.TensorBoard: general.tensorboard, experiments.WeightsAndBiases: general.wandb}
+    return [listener() for listener, is_wanted in asked.items() if is_wanted]

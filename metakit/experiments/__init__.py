@@ -37,4 +37,6 @@ from ._scores import (
     metric as metric,
 )
 from ._sweep import Sweep as Sweep, sweep as sweep
+from ._tensorboard import TensorBoard as TensorBoard
+from ._weights_and_biases import WeightsAndBiases as WeightsAndBiases
 from ._words import Words as Words

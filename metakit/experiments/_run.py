@@ -44,7 +44,8 @@ def run(
     - `experiment`: what to run.
     - `folder`: a new or empty folder, or that of the same experiment.
     - `listeners`: functions that are called with each event: those of `mk.train.fit`, and `mk.experiments.Started`,
-      `Testing`, `Tested` and `Reported`. One that raises is left out from then on, and the run goes on.
+      `Testing`, `Tested` and `Reported`. One that raises is left out from then on, and the run goes on. A listener
+      with a `close()` is closed when the run ends, also by an error or Ctrl-C. See `TensorBoard`, `WeightsAndBiases`.
     - `quiet`: show nothing; default `False`: progress and the closing table, on a terminal or in a notebook.
 
     **Returns:** a `Run`. After Ctrl-C the steps at hand are finished and saved, and the run says `finished=False`.
@@ -70,13 +71,11 @@ def run(
     begin(experiment, place)
     if place.finished:
         return read_run(experiment, place)
-    display = None if quiet else Display()
-    audience = Audience([*listeners, *([] if display is None else [display])])
+    audience = Audience([*listeners, *([] if quiet else [Display()])])
     try:
         return _go(experiment, place, audience)
     finally:
-        if display is not None:
-            display.close()
+        audience.close()
 
 
 def begin(experiment: Experiment, place: RunFolder) -> None:

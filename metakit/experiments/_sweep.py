@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +18,7 @@ from metakit._compile import runs_alone
 from ._assess import TRAINED
 from ._experiment import Experiment
 from ._folder import RunFolder, write
-from ._listeners import Log
+from ._listeners import Listener, Log
 from ._loaded import Run, initial_state
 from ._record import identity
 from ._run import begin, run, validation
@@ -46,7 +46,13 @@ class Sweep:
     between_tasks: float
 
 
-def sweep(experiments: Mapping[str, Experiment], folder: str | os.PathLike[str], *, quiet: bool = False) -> Sweep:
+def sweep(
+    experiments: Mapping[str, Experiment],
+    folder: str | os.PathLike[str],
+    *,
+    listeners: Sequence[Listener] = (),
+    quiet: bool = False,
+) -> Sweep:
     """Run several experiments that belong together, each in a folder of its own, and report the spread between them.
 
     Those that differ in their learners' numbers and keys alone, and whose tasks are small, are trained together, mapped
@@ -56,6 +62,8 @@ def sweep(experiments: Mapping[str, Experiment], folder: str | os.PathLike[str],
 
     - `experiments`: by name, at least two, such as `{"seed-0": ..., "seed-1": ...}`; scored by one score.
     - `folder`: where the runs' folders are made; a sweep that was stopped goes on.
+    - `listeners`: as in `run`, told of one run after another. Of runs that were trained together they hear
+      `mk.train.Resumed` at the last step; `TensorBoard` and `WeightsAndBiases` then read their curves from the log.
     - `quiet`: show nothing; default `False`.
 
     **Returns:** a `Sweep`; `report.md` in the folder shows it.
@@ -75,7 +83,8 @@ def sweep(experiments: Mapping[str, Experiment], folder: str | os.PathLike[str],
     root = pathlib.Path(folder)
     if trains_together(list(experiments.values())):
         train_together(experiments, root)
-    runs = {name: run(experiment, root / name, quiet=quiet) for name, experiment in experiments.items()}
+    told = {"listeners": listeners, "quiet": quiet}
+    runs = {name: run(experiment, root / name, **told) for name, experiment in experiments.items()}
     if not all(one.finished for one in runs.values()):
         return Sweep(runs, None, float("nan"))
     scores = [one.scores[TRAINED] for one in runs.values()]
