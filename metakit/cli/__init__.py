@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ._usage import UsageError, is_misuse, nearest_command, without_common
+from ._usage import UsageError, is_misuse, nearest_command, say, without_common
 
 # Each is a module of this folder, with a function `run(words, console) -> status`.
 COMMANDS = {
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         misused = is_misuse(error)
         kind = "" if misused else f"{type(error).__name__}: "
-        errors.print(f"metakit: {kind}{error}", highlight=False, markup=False, soft_wrap=True)
+        say(errors, f"metakit: {kind}{error}")
         return 2 if misused else 1
 
 
@@ -66,8 +66,7 @@ def _help(console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     for name, about in COMMANDS.items():
         table.add_row(f"  {name}", about)
-    say = {"highlight": False, "markup": False, "soft_wrap": True}
-    console.print("usage: metakit COMMAND ...\n\nMeta-learning for JAX.\n", **say)
+    say(console, "usage: metakit COMMAND ...\n\nMeta-learning for JAX.\n")
     console.print(table)
-    console.print("\n'metakit COMMAND --help' explains one, 'metakit train maml --help' a recipe's options.", **say)
-    console.print("'metakit --version' says which metakit this is.", **say)
+    say(console, "\n'metakit COMMAND --help' explains one, 'metakit train maml --help' a recipe's options.")
+    say(console, "'metakit --version' says which metakit this is.")

@@ -1,6 +1,7 @@
 """`metakit choose`: which learner to take on your own data."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any
@@ -11,6 +12,7 @@ from metakit import recipes
 
 from ._compare import comparison_table
 from ._parse import parse
+from ._usage import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +47,6 @@ def run(words: list[str], console: Console) -> int:
     if options.path is not None:
         given["path"] = options.path
 
-    def tell(what: str) -> None:
-        console.print(what, highlight=False, markup=False, soft_wrap=True)
-
     comparison, advice = recipes.choose(
         out,
         given,
@@ -56,10 +55,10 @@ def run(words: list[str], console: Console) -> int:
         shot=options.shot,
         queries=options.queries,
         recipes=options.recipes,
-        tell=tell,
+        tell=functools.partial(say, console),
         quiet=False,
     )
     console.print(comparison_table(comparison))
-    tell(advice)
-    tell(f"comparison: {out / 'comparison.md'}")
+    say(console, advice)
+    say(console, f"comparison: {out / 'comparison.md'}")
     return 0

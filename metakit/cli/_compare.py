@@ -12,6 +12,7 @@ from rich.table import Table
 from metakit import experiments
 
 from ._parse import parse
+from ._usage import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ def run(words: list[str], console: Console) -> int:
     out = options.out or pathlib.Path("runs") / f"comparison-{time.strftime('%Y%m%d-%H%M%S')}"
     result = experiments.compare(options.runs, out)
     console.print(comparison_table(result))
-    console.print(f"comparison: {out / 'comparison.md'}", highlight=False, soft_wrap=True)
+    say(console, f"comparison: {out / 'comparison.md'}")
     return 0
 
 

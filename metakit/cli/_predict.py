@@ -12,6 +12,7 @@ from metakit._episode import Examples
 from metakit.experiments import PredictError, Run
 
 from ._parse import parse
+from ._usage import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,8 @@ def run(words: list[str], console: Console) -> int:
     picture = options.out.with_suffix(".png")
     experiments.draw_predictions(opened, support, x, found, picture)
     learnt = f"{len(names)} classes" if names else f"{len(support.x)} points"
-    say = {"highlight": False, "markup": False, "soft_wrap": True}
-    console.print(f"learnt {learnt}, asked about {len(queries)}", **say)
-    console.print(f"predictions: {options.out}; picture: {picture}", **say)
+    say(console, f"learnt {learnt}, asked about {len(queries)}")
+    say(console, f"predictions: {options.out}; picture: {picture}")
     return 0
 
 

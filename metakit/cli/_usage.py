@@ -5,9 +5,16 @@ import difflib
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich.console import Console
+
 
 class UsageError(ValueError):
     """A command that cannot be understood; shown without a traceback, exit status 2."""
+
+
+def say(console: Console, words: str) -> None:
+    """A sentence as it is, without colours or line breaks of the terminal's."""
+    console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 # Errors of the library that are the user's to mend, by name: naming their classes would import JAX.

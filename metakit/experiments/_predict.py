@@ -199,19 +199,17 @@ def predict(
     def ask(learner: Any, support: Examples, x: Any) -> Any:
         return run.algorithm.predict(run.algorithm.adapt(learner, support, key), x, key)
 
-    x = jnp.asarray(x)
+    x, way = jnp.asarray(x), support.way
+    if way is not None and "way" in run.options and "test_way" not in run.options:  # a recipe's fixed head
+        _check_way(run, way, run.options["way"])
     try:
         shape = eqx.filter_eval_shape(ask, run.learner, support, x[:1])
     except (ValueError, TypeError) as error:
         raise PredictError(f"the learner of {run.folder} cannot take these examples: {error}") from error
-    way = support.way
-    if way is not None and shape.shape[-1] != way:
-        raise PredictError(
-            f"the support set has {way} classes, and the network of {run.folder} an output for each of "
-            f"{shape.shape[-1]}. Give exactly {shape.shape[-1]} classes, or use a run of a learner that takes any "
-            "number, such as prototypical."
-        )
-    outputs = [_compiled(ask)(run.learner, support, x[i : i + _AT_ONCE]) for i in range(0, len(x), _AT_ONCE)]
+    if way is not None:
+        _check_way(run, way, shape.shape[-1])
+    ask = eqx.filter_jit(ask)
+    outputs = [ask(run.learner, support, x[i : i + _AT_ONCE]) for i in range(0, len(x), _AT_ONCE)]
     asked = tuple(queries) or tuple(map(str, range(len(x))))
     if way is not None:
         probabilities = np.concatenate([np.asarray(jax.nn.softmax(part, axis=-1)) for part in outputs])
@@ -223,8 +221,12 @@ def predict(
     return Predictions(asked, means, (), scale)
 
 
-def _compiled(function: Any) -> Any:
-    return eqx.filter_jit(function)
+def _check_way(run: Run, way: int, outputs: int) -> None:
+    if way != outputs:
+        raise PredictError(
+            f"the support set has {way} classes, and the network of {run.folder} an output for each of {outputs}. Give "
+            f"exactly {outputs} classes, or use a run of a learner that takes any number, such as prototypical."
+        )
 
 
 def draw_predictions(run: Run, support: Examples, x: Any, predictions: Predictions, path: pathlib.Path) -> None:

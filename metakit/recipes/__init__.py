@@ -17,9 +17,10 @@ from .parts import (
     offer as offer,
     open_run as open_run,
     option as option,
-    recalled as recalled,
     recipe as recipe,
     recipe_of as recipe_of,
+    resumed as resumed,
+    seeds as seeds,
     start_from as start_from,
     test_options as test_options,
 )

@@ -39,8 +39,8 @@ def points(key):
 
 def experiment(**more):
     fields = {"val": points, "steps": 6, "meta_batch": 2, "validate_every": 2, "validation_tasks": 2, "test_tasks": 4}
-    learner, error = {"at": jnp.zeros(())}, mk.experiments.mean_squared_error()
-    return mk.Experiment(PULL, learner, OPTIMISER, points, points, error, **{**fields, **more})
+    fields |= {"scores": mk.experiments.mean_squared_error(), "train": points, "test": points}
+    return mk.Experiment(PULL, {"at": jnp.zeros(())}, OPTIMISER, **{**fields, **more})
 
 
 def test_an_algorithm_of_one_s_own_gets_everything(tmp_path):
@@ -242,7 +242,7 @@ def test_arrays_of_another_learner_are_refused(linear_run, tmp_path):
     """Catches numbers that are put into a network of another shape."""
     run = mk.recipes.find("maml")
     other = run.build(run.settle({"data": "linear", "test_inner_steps": 3}))
-    wider = eqx.tree_at(lambda e: e.model.layers[0].weight, other.learner, jnp.zeros((7, 1)))
+    wider = eqx.tree_at(lambda e: e.model.hidden[0].weight, other.learner, jnp.zeros((7, 1)))
     with pytest.raises(
         RunFolderError, match=r"holds another network: it has .*\[40, 1\] where this one has .*\[7, 1\]"
     ):

@@ -291,7 +291,7 @@ def test_runs_are_compared_on_the_tasks_they_share(linear_run, tmp_path):
 
 def test_runs_that_cannot_stand_in_one_table_say_why(linear_run, prototypes, tmp_path):
     """Catches errors and accuracies in one column, and a run that was never tested."""
-    with pytest.raises(mk.experiments.CompareError, match="was scored by mean squared error, .* by accuracy"):
+    with pytest.raises(mk.experiments.CompareError, match=r"was scored by mean squared error, .* by accuracy"):
         mk.experiments.compare([linear_run, prototypes])
     unfinished = tmp_path / "unfinished"
     shutil.copytree(linear_run, unfinished)

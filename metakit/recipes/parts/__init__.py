@@ -51,5 +51,6 @@ from ._processes import CURVES as CURVES, neural_process_on_curves as neural_pro
 from ._recall import Recall as Recall
 from ._recipe import Option as Option, Recipe as Recipe, RecipeError as RecipeError, recipe as recipe
 from ._refusals import as_options as as_options, in_options as in_options
+from ._resume import resumed as resumed, seeds as seeds
 from ._start import filled as filled, start_from as start_from
 from ._two_players import against_a_generator as against_a_generator, two_players as two_players

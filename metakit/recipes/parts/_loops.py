@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import optax
 
@@ -20,14 +20,6 @@ Schedule = Literal["constant", "cosine", "halving", "cooldown"]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
     """How long a run takes."""
-
-    SMOKE: ClassVar[dict[str, int]] = {
-        "steps": 4,
-        "validate_every": 2,
-        "validation_tasks": 8,
-        "test_tasks": 20,
-        "meta_batch": 2,
-    }
 
     steps: int
     """Outer steps in all."""

@@ -19,6 +19,9 @@ from ._option_error import OptionError, option
 from ._recall import Recall
 from ._refusals import as_options
 
+# What --smoke takes of a recipe that has no options for it.
+FEW = {"steps": 4, "validate_every": 2, "validation_tasks": 8, "test_tasks": 20, "meta_batch": 2}
+
 
 class RecipeError(ValueError):
     """A function is no recipe, or failed as one.
@@ -150,8 +153,9 @@ class Recipe:
         values = {name: one.default for name, one in known.items()}
         groups = self.groups(given.get("data")).values()
         if smoke:
-            for group in groups:
-                values |= getattr(group, "SMOKE", {})
+            values |= {name: count for name, count in FEW.items() if name in values}
+            if FEW.keys() - values.keys():
+                values["smoke"] = True
             if "steps" in values and "validate_every" in values:
                 values["validate_every"] = max(int(given.get("steps", values["steps"])) // 2, 1)
         values |= given
@@ -172,6 +176,9 @@ class Recipe:
             one = dataclasses.replace(group, **mine)
             arguments[name] = one.recalling(recall) if recall is not None and hasattr(one, "recalling") else one
         experiment = self._called(arguments)
+        if values.get("smoke"):
+            few = {name: count for name, count in FEW.items() if name not in values}
+            experiment = dataclasses.replace(experiment, **few)
         origin = Origin(self.name, dict(values), self.command(values), self.digest)
         return dataclasses.replace(experiment, origin=origin)
 
