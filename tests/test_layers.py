@@ -9,7 +9,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "metakit"
 
 LAYERS = {
-    0: {"_types", "_typecheck", "_wording", "_tree", "_hyperparameter", "_errors", "_compile", "random"},
+    0: {"_types", "_typecheck", "_wording", "_tree", "_static", "_hyperparameter", "_errors", "_compile", "random"},
     1: {"_episode", "_environment", "_algorithm", "_normal", "losses", "metrics"},
     2: {"inner", "nn", "rl", "tasks", "sharding"},
     3: {"learners", "bilevel", "combinators"},

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from metakit._static import as_node
 from metakit._tree import inexact_leaves
 from metakit._types import Scalar
 from metakit.inner import SGD, AbstractAdjoint, AbstractSolver, Solution, check_steps
@@ -46,11 +47,11 @@ class Bilevel(eqx.Module):
     100
     """
 
-    inner: Callable[[Any, Any, Any, Int[Array, ""]], Scalar]
-    outer: Callable[[Any, Any, Any], Scalar]
-    solver: AbstractSolver | Callable[[Any], AbstractSolver]
+    inner: Callable[[Any, Any, Any, Int[Array, ""]], Scalar] = eqx.field(converter=as_node)
+    outer: Callable[[Any, Any, Any], Scalar] = eqx.field(converter=as_node)
+    solver: AbstractSolver | Callable[[Any], AbstractSolver] = eqx.field(converter=as_node)
     num_steps: int = eqx.field(static=True)
-    init: Callable[[Any], Any] | None = None
+    init: Callable[[Any], Any] | None = eqx.field(converter=as_node, default=None)
 
     def __check_init__(self):
         for name in ("inner", "outer"):

@@ -97,7 +97,7 @@ def check_targets(loss: Callable[..., Any], examples: Examples, name: str) -> No
             f"{name}.y must hold one label per example, shape [n], got {list(examples.y.shape)}. A batch of tasks goes "
             "through eqx.filter_vmap; one-hot rows through y.argmax(-1)."
         )
-    if loss is losses.cross_entropy and not jnp.issubdtype(examples.y.dtype, jnp.integer):
+    if loss == losses.cross_entropy and not jnp.issubdtype(examples.y.dtype, jnp.integer):
         raise ValueError(
             f"loss=mk.losses.cross_entropy (the default) needs integer labels, got {name}.y of dtype "
             f"{examples.y.dtype} and shape {list(examples.y.shape)}. For real targets pass "

@@ -15,6 +15,7 @@ from metakit import losses
 from metakit._episode import Episode, Examples, require_one_input, require_unmasked
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 
@@ -77,11 +78,11 @@ class Matching(eqx.Module):
 
     gives_log_probabilities: ClassVar[bool] = True
 
-    embed: Callable[..., Any]
-    embed_query: Callable[..., Any] | None
+    embed: Callable[..., Any] = eqx.field(converter=as_node)
+    embed_query: Callable[..., Any] | None = eqx.field(converter=as_node)
     context: FullContext | None
     scale: Hyperparameter
-    loss: losses.Loss | None
+    loss: losses.Loss | None = eqx.field(converter=as_node)
     similarity: Literal["cosine", "squared_euclidean"] = eqx.field(static=True)
     norm_policy: Literal["joint", "transductive", "inductive"] = eqx.field(static=True)
 

@@ -14,6 +14,7 @@ from metakit import losses
 from metakit._episode import Episode, Examples
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 
@@ -68,9 +69,9 @@ class Prototypical(eqx.Module):
     test with.
     """
 
-    embed: Callable[..., Any]
+    embed: Callable[..., Any] = eqx.field(converter=as_node)
     scale: Hyperparameter
-    loss: losses.Loss
+    loss: losses.Loss = eqx.field(converter=as_node)
     distance: Literal["squared_euclidean", "cosine"] = eqx.field(static=True)
     norm_policy: Literal["joint", "transductive", "inductive"] = eqx.field(static=True)
 

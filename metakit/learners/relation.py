@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from metakit import losses, nn
 from metakit._episode import Episode, Examples
 from metakit._errors import require_option
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 
@@ -95,9 +96,9 @@ class Relation(eqx.Module):
     each of the two networks clipped to norm 0.5; 5-way 1-shot with 19 queries of each class on Omniglot.
     """
 
-    embed: Callable[..., Any]
-    relation: Callable[..., Any]
-    loss: losses.Loss
+    embed: Callable[..., Any] = eqx.field(converter=as_node)
+    relation: Callable[..., Any] = eqx.field(converter=as_node)
+    loss: losses.Loss = eqx.field(converter=as_node)
     pool: Literal["sum", "mean"] = eqx.field(static=True)
     norm_policy: Literal["joint", "transductive", "inductive"] = eqx.field(static=True)
 

@@ -16,6 +16,7 @@ from metakit import losses
 from metakit._episode import Episode, Examples, require_one_input, require_unmasked
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, learned
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 
@@ -82,11 +83,11 @@ class Ridge(eqx.Module):
     https://arxiv.org/abs/1805.08136, and its code, https://github.com/bertinetto/r2d2
     """
 
-    embed: Callable[..., Any]
+    embed: Callable[..., Any] = eqx.field(converter=as_node)
     log_penalty: Hyperparameter
     scale: Hyperparameter
     bias: Hyperparameter
-    loss: losses.Loss | None
+    loss: losses.Loss | None = eqx.field(converter=as_node)
     head: Literal["ridge", "logistic"] = eqx.field(static=True)
     reduction: Literal["sum", "mean"] = eqx.field(static=True)
     form: Literal["auto", "primal", "woodbury"] = eqx.field(static=True)

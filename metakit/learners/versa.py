@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from metakit import losses
 from metakit._episode import Episode, Examples
 from metakit._errors import require_option
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import PRNGKey, Scalar
 from metakit.random import require_key
@@ -73,9 +74,9 @@ class Versa(eqx.Module):
 
     gives_log_probabilities: ClassVar[bool] = True
 
-    embed: Callable[..., Any]
-    amortiser: Callable[..., Any]
-    loss: losses.Loss
+    embed: Callable[..., Any] = eqx.field(converter=as_node)
+    amortiser: Callable[..., Any] = eqx.field(converter=as_node)
+    loss: losses.Loss = eqx.field(converter=as_node)
     num_samples: int = eqx.field(static=True)
     norm_policy: Literal["joint", "transductive", "inductive"] = eqx.field(static=True)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from metakit._static import as_node
 from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 
@@ -108,7 +109,7 @@ class MLP(eqx.Module):
             Linear(i, o, weight_init=weight_init, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         ]
         self.hidden, self.head, self.activation = tuple(layers[:-1]), layers[-1], activation
-        self.norms = None if norm is None else tuple(norm(width) for _ in self.hidden)
+        self.norms = None if norm is None else tuple(as_node(norm(width)) for _ in self.hidden)
 
     @typed
     def __call__(self, x: Float[Array, "n *in"]) -> Float[Array, "n out"]:

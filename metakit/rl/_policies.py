@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from metakit._environment import Actions, Continuous
+from metakit._static import as_node
 from metakit._tree import as_float_array
 from metakit._typecheck import typed
 
@@ -30,7 +31,7 @@ class CategoricalPolicy(eqx.Module):
     (5, 2)
     """
 
-    network: Callable[..., Any]
+    network: Callable[..., Any] = eqx.field(converter=as_node)
 
     def __call__(self, observations: Float[Array, "n *observation"]) -> Categorical:
         return Categorical(_outputs(self.network, observations))
@@ -62,7 +63,7 @@ class GaussianPolicy(eqx.Module):
     (5, 2)
     """
 
-    network: Callable[..., Any]
+    network: Callable[..., Any] = eqx.field(converter=as_node)
     log_std: Float[Array, " size"]
 
     def __init__(self, network: Callable[..., Any], size: int, log_std: ArrayLike = 0.0):

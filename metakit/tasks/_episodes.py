@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from metakit._episode import Episode, Examples
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 from metakit._wording import describe, uncalled
@@ -71,8 +72,8 @@ class Episodes(eqx.Module):
     queries: int | tuple[int, ...] = eqx.field(static=True)
     rotate: Literal["none", "per_class"] = eqx.field(static=True)
     shuffle: bool = eqx.field(static=True)
-    augment_class: Callable[..., Any] | None
-    augment: Callable[..., Any] | None
+    augment_class: Callable[..., Any] | None = eqx.field(converter=as_node)
+    augment: Callable[..., Any] | None = eqx.field(converter=as_node)
 
     @typed
     def __init__(

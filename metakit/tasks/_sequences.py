@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metakit._episode import Episode, Examples
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 
@@ -62,8 +63,8 @@ class Sequences(eqx.Module):
     way: int = eqx.field(static=True)
     presentations: int = eqx.field(static=True)
     rotate: Literal["none", "per_class"] = eqx.field(static=True)
-    augment_class: Callable[..., Any] | None
-    augment: Callable[..., Any] | None
+    augment_class: Callable[..., Any] | None = eqx.field(converter=as_node)
+    augment: Callable[..., Any] | None = eqx.field(converter=as_node)
 
     @typed
     def __init__(

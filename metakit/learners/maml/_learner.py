@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from metakit import losses
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, as_hyperparameter, trainable
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Auto, Unrolled, check_steps, select as selection
 from metakit.learners._network import check_instance, check_loss, check_model, check_query_loss
@@ -73,8 +74,8 @@ class MAML(eqx.Module):
     model: Any
     inner: AbstractSolver
     num_steps: int = eqx.field(static=True)
-    loss: Callable[..., Array]
-    query_loss: Callable[..., Array] | None
+    loss: Callable[..., Array] = eqx.field(converter=as_node)
+    query_loss: Callable[..., Array] | None = eqx.field(converter=as_node)
     reduction: Reduction = eqx.field(static=True)
     adjoint: AbstractAdjoint
     select: Callable[[Any], Any] = eqx.field(static=True)

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 from metakit import losses, nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._static import as_node
 from metakit._typecheck import keyed
 from metakit._types import PRNGKey
 from metakit.learners._options import fraction, require_sizes
@@ -71,7 +72,7 @@ class MANN(eqx.Module):
     gate: nn.Linear
     output: nn.Linear
     decay: Hyperparameter
-    loss: losses.Loss
+    loss: losses.Loss = eqx.field(converter=as_node)
     in_size: int = eqx.field(static=True)
     slots: int = eqx.field(static=True)
     width: int = eqx.field(static=True)

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from metakit import losses
 from metakit._errors import require_option
 from metakit._hyperparameter import trainable
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit.inner import select as selection
 from metakit.learners._minibatches import check_batch_size
@@ -76,8 +77,8 @@ class MetaLSTM(eqx.Module):
     update: LearnedUpdate
     num_steps: int = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True)
-    loss: Callable[..., Array]
-    query_loss: Callable[..., Array] | None
+    loss: Callable[..., Array] = eqx.field(converter=as_node)
+    query_loss: Callable[..., Array] | None = eqx.field(converter=as_node)
     second_order: bool = eqx.field(static=True)
     select: Callable[[Any], Any] = eqx.field(static=True)
     norm_policy: Literal["transductive", "inductive"] = eqx.field(static=True)

@@ -9,6 +9,7 @@ import jax
 
 from metakit._algorithm import Algorithm
 from metakit._hyperparameter import fixed
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit.learners._options import require_sizes
 
@@ -76,8 +77,8 @@ class MetaGAN(eqx.Module):
 
     algorithm: Any = eqx.field(static=True)
     base: Any
-    generator: Callable[..., Any]
-    encoder: Callable[..., Any]
+    generator: Callable[..., Any] = eqx.field(converter=as_node)
+    encoder: Callable[..., Any] = eqx.field(converter=as_node)
     loss: DiscriminatorLoss
     noise_size: int = eqx.field(static=True)
     num_fakes: int | None = eqx.field(static=True)

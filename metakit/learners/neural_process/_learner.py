@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._static import as_node
 from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 from metakit.learners._options import fraction, positive, require_sizes
@@ -76,7 +77,7 @@ class NeuralProcess(eqx.Module):
     attention: Attention | None
     latent: LatentPath | None
     decoder: Callable[..., Any]
-    features: Callable[..., Any] | None
+    features: Callable[..., Any] | None = eqx.field(converter=as_node)
     min_scale: Hyperparameter
     in_size: int = eqx.field(static=True)
     out_size: int = eqx.field(static=True)

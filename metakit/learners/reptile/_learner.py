@@ -11,6 +11,7 @@ from jaxtyping import Array
 from metakit import losses
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter, trainable
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import Inputs
 from metakit.inner import AbstractSolver, check_steps, select as selection
@@ -71,7 +72,7 @@ class Reptile(eqx.Module):
     inner: AbstractSolver
     num_steps: int = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True)
-    loss: Callable[..., Array]
+    loss: Callable[..., Array] = eqx.field(converter=as_node)
     select: Callable[[Any], Any] = eqx.field(static=True)
     norm_policy: Literal["transductive", "inductive", "one_by_one"] = eqx.field(static=True)
     state: Any

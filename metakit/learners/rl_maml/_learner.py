@@ -9,6 +9,7 @@ from jaxtyping import ArrayLike
 
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit.inner import AbstractAdjoint, AbstractSolver, Unrolled, check_steps, select as selection
 from metakit.learners._options import fraction, positive, require_sizes
@@ -62,7 +63,7 @@ class RLMAML(eqx.Module):
     'ratio'
     """
 
-    policy: Callable[..., Any]
+    policy: Callable[..., Any] = eqx.field(converter=as_node)
     inner: AbstractSolver
     num_steps: int = eqx.field(static=True)
     num_episodes: int = eqx.field(static=True)

@@ -8,6 +8,7 @@ import jax
 
 from metakit import losses, nn
 from metakit._errors import require_option
+from metakit._static import as_node
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
 from metakit.learners._embedding import NORM_POLICIES
@@ -64,10 +65,10 @@ class SNAIL(eqx.Module):
     is their mean.
     """
 
-    embed: Callable[..., Any]
+    embed: Callable[..., Any] = eqx.field(converter=as_node)
     trunk: nn.CausalSequence
     head: nn.Linear
-    loss: losses.Loss
+    loss: losses.Loss = eqx.field(converter=as_node)
     norm_policy: Literal["joint", "transductive", "inductive"] = eqx.field(static=True)
     random_shot: bool = eqx.field(static=True)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from metakit import nn
 from metakit._errors import require_option
 from metakit._hyperparameter import Hyperparameter
+from metakit._static import as_node
 from metakit._typecheck import keyed, typed
 from metakit._types import PRNGKey
 from metakit.learners._options import fraction, not_negative, require_sizes
@@ -92,12 +93,12 @@ class Statistician(eqx.Module):
     blocks, running statistics in a test, and an epsilon of 1e-3 in the norms of a single feature; here none of these.
     """
 
-    encode: Callable[..., Any]
+    encode: Callable[..., Any] = eqx.field(converter=as_node)
     before_pooling: Callable[..., Any]
     after_pooling: Callable[..., Any]
     inference: tuple[Callable[..., Any], ...]
     prior: tuple[Callable[..., Any], ...]
-    decode: Callable[..., Any]
+    decode: Callable[..., Any] = eqx.field(converter=as_node)
     emphasis: Hyperparameter
     sample_dropout: Hyperparameter
     likelihood: Literal["gaussian", "bernoulli"] = eqx.field(static=True)
