@@ -49,7 +49,7 @@ def parse_recipe(
     recipe: Recipe, general: type[T], words: Sequence[str], prog: str, *, data: str | None
 ) -> tuple[T, dict[str, Any]]:
     """The general options of a command, and those of the recipe that were given."""
-    known = (*(field.name for field in dataclasses.fields(general)), *recipe.options(data))
+    known = (*vars(general()), *recipe.options(data))
     check_known(words, known, recipe.name if data is None else f"{recipe.name} on {data}", prog)
     fields: list[tuple[str, Any, Any]] = [("general", general, general())]
     for name, group in recipe.groups(data).items():

@@ -74,7 +74,7 @@ def assess(
 ) -> Assessment:
     """Score the learner, as it is tested, and its baselines on the test tasks; `tell(what, done, of)` as it goes."""
     scores, algorithm, sampler = experiment.scores, experiment.algorithm, experiment.test
-    count = {"num_tasks": experiment.test_tasks}
+    count: dict[str, Any] = {"num_tasks": experiment.test_tasks}
     contenders = {TRAINED: (algorithm, learner)} | baselines(experiment)
     of_classes = isinstance(scores, MetricScores) and scores.of_classes
     stages = iter(range(1, 100))

@@ -5,14 +5,13 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from ._assess import Assessment, assess
 from ._display import Display
 from ._events import Reported, Tested, Testing
 from ._experiment import Experiment
-from ._folder import RunFolder, replacing, room_for, write
+from ._folder import RunFolder, write, write_arrays
 from ._record import assessment_as_record, tasks_fingerprint
 from ._report import report
 from ._run import check_test
@@ -47,9 +46,7 @@ def evaluate_again(
     page = report(experiment, assessment, pictures=[], seconds=time.perf_counter() - started, command=command)
     write(place.path / f"{name}.md", page)
     write(place.path / f"{name}.json", json.dumps(record, indent=2) + "\n")
-    scores = place.path / f"{name}.npz"
-    with room_for(scores), replacing(scores) as partial, partial.open("wb") as file:
-        np.savez(file, **assessment.tasks)
+    write_arrays(place.path / f"{name}.npz", assessment.tasks)
     series = record.pop("series")
     place.log(event="evaluation", file=f"{name}.md", series=series, **record)
     show(Tested(experiment, assessment))

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import optax
 
-from metakit import train
 from metakit._algorithm import require_algorithm, require_sampler
 from metakit._wording import describe
+from metakit.train import step
 
 from ._scores import AbstractScores, Series
 from ._words import Words
@@ -130,7 +130,7 @@ class Experiment:
     seed: int = 0
     devices: int = 1
     chunk: int | Literal["auto"] | None = "auto"
-    rule: Callable[..., Any] = train.step
+    rule: Callable[..., Any] = step
     anneal: Callable[[Any, Any], Any] | None = None
     as_tested: Callable[[Any], Any] = as_it_is
     tested: Literal["best", "last"] = "best"

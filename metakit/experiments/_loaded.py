@@ -16,7 +16,7 @@ from metakit._hyperparameter import trainable
 from metakit._tree import is_key
 
 from ._experiment import DataRecord, Experiment
-from ._folder import RunFolder, RunFolderError, read, replacing, room_for
+from ._folder import RunFolder, RunFolderError, read, write_arrays
 from ._record import arrays_in_words, data_from_record
 
 Which = Literal["tested", "best", "last"]
@@ -132,8 +132,7 @@ def save_arrays(path: pathlib.Path, learner: Any) -> None:
     arrays = [leaf for leaf in jax.tree.leaves(learner) if eqx.is_array(leaf)]
     raw = [np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf) for leaf in arrays]
     words = np.array(json.dumps(arrays_in_words(learner)))
-    with room_for(path), replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, words=words, **{f"{i:05d}": array for i, array in enumerate(raw)})
+    write_arrays(path, {"words": words, **{f"{i:05d}": array for i, array in enumerate(raw)}})
 
 
 def load_arrays(path: pathlib.Path, like: Any) -> Any:

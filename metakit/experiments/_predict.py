@@ -21,7 +21,6 @@ from ._loaded import Run
 
 # Queries that are asked at once; a learner whose batch norm reads the queries sees so many together.
 _AT_ONCE = 256
-_CURVE = ("x", "y")
 
 
 class PredictError(ValueError):
@@ -155,7 +154,7 @@ def read_curve(path: str | os.PathLike[str], *, with_targets: bool) -> tuple[np.
     ...     read_curve(file, with_targets=True)[1].tolist()
     [[1.0], [3.0]]
     """
-    wanted = _CURVE if with_targets else _CURVE[:1]
+    wanted = ["x", "y"] if with_targets else ["x"]
     with pathlib.Path(path).open(newline="") as file:
         rows = csv.DictReader(file)
         missing = [name for name in wanted if name not in (rows.fieldnames or [])]

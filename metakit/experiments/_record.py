@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from metakit import random
+from metakit._tree import is_key
 from metakit.evaluate import Interval
 
 from ._assess import Assessment
@@ -90,7 +91,7 @@ def tasks_fingerprint(experiment: Experiment, key: jax.Array) -> str:
         for path, leaf in jax.tree.leaves_with_path(draw(experiment.test, task_key)):
             if not eqx.is_array(leaf):
                 continue
-            raw = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+            raw = jax.random.key_data(leaf) if is_key(leaf) else leaf
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}".encode())
             digest.update(np.ascontiguousarray(raw).tobytes())
     return digest.hexdigest()

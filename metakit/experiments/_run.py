@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from metakit import evaluate, train
 from metakit._wording import describe
@@ -18,7 +17,7 @@ from ._assess import Assessment, assess, try_out
 from ._display import Display
 from ._events import Reported, RunEvent, Started, Tested, Testing
 from ._experiment import Experiment
-from ._folder import RunFolder, replacing, room_for, write
+from ._folder import RunFolder, room_for, write, write_arrays
 from ._listeners import Audience, Listener, Log
 from ._loaded import Run, initial_state, read_run, save_arrays
 from ._pictures import Picture, Shown, fitting_pictures
@@ -201,8 +200,7 @@ def _finish(
     write(place.report, report(experiment, assessment, pictures=[], **shared))
     tell(Tested(experiment, assessment))
     save_arrays(place.learner, learner)
-    with room_for(place.scores), replacing(place.scores) as partial, partial.open("wb") as file:
-        np.savez(file, **assessment.tasks)
+    write_arrays(place.scores, assessment.tasks)
     pictures = draw(experiment, place, learner, key, assessment)
     write(place.report, report(experiment, assessment, pictures=pictures, **shared))
     record = assessment_as_record(assessment)

@@ -58,7 +58,7 @@ def episode_grid(
     figure, grid = plt.subplots(shown, columns, figsize=(1.05 * columns, 1.25 * shown), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    images, answers = np.asarray(query.x), np.asarray(predicted)
+    images, answers = np.asarray(query.x), np.asarray(predicted).tolist()
     for label, row in enumerate(rows):
         first = int(np.flatnonzero(np.asarray(support.y) == label)[0])
         _image(grid[label, 0], np.asarray(support.x)[first], _short(names[label]), _GREY, ink)

@@ -13,6 +13,7 @@ from .parts import (
     HELD,
     METRIC,
     NO_NORM,
+    ON_FOLDER,
     ON_OMNIGLOT,
     ON_OTHER_DATA,
     Adam,
@@ -34,7 +35,7 @@ ABOUT = "Matching Networks (Vinyals et al. 2016)"
 _ON_LINES = {name: value for name, value in ON_OTHER_DATA["linear"].items() if "inner" not in name}
 
 
-@recipe(ABOUT, omniglot=ON_OMNIGLOT, sinusoid=_ON_LINES, linear=_ON_LINES)
+@recipe(ABOUT, folder=ON_FOLDER, omniglot=ON_OMNIGLOT, sinusoid=_ON_LINES, linear=_ON_LINES)
 def matching(
     data: Glyphs | Omniglot | Folder | Lines = Glyphs(),
     tasks: AnyWay | Points = METRIC.tasks,

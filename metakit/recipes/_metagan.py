@@ -8,6 +8,7 @@ from metakit.learners import metagan as learner_of, prototypical
 
 from .parts import (
     METRIC,
+    ON_FOLDER,
     ON_OMNIGLOT,
     Adam,
     AnyWay,
@@ -26,7 +27,7 @@ from .parts import (
 ABOUT = "MetaGAN over Prototypical Networks (Zhang et al. 2018)"
 
 
-@recipe(ABOUT, omniglot=ON_OMNIGLOT | {"steps": 4000})
+@recipe(ABOUT, folder=ON_FOLDER, omniglot=ON_OMNIGLOT | {"steps": 4000})
 def metagan(
     data: Glyphs | Omniglot | Folder = Glyphs(),
     tasks: AnyWay = METRIC.tasks,

@@ -52,7 +52,7 @@ def metagan_maml(
         inner=SGD(inner.inner_rate),
         num_steps=inner.inner_steps,
         loss=losses.cross_entropy,
-        norm_policy=norm.norm_policy,
+        norm_policy=norm.norm_policy,  # pyright: ignore[reportArgumentType] - MAML refuses what it has not
     )
     loss = learner_of.DiscriminatorLoss(unlabelled_weight=0.2, fake_weight=0.2)
     learner = against_a_generator(maml, base, parts.shape, tasks.way, *keys, adapt_to_fakes=True, loss=loss)

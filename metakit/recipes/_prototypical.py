@@ -10,6 +10,7 @@ from metakit.learners import prototypical as learner_of
 from .parts import (
     HELD,
     METRIC,
+    ON_FOLDER,
     ON_OMNIGLOT,
     Adam,
     AnyWay,
@@ -27,7 +28,7 @@ from .parts import (
 ABOUT = "Prototypical Networks (Snell et al. 2017)"
 
 
-@recipe(ABOUT, omniglot=ON_OMNIGLOT | {"way": 60})
+@recipe(ABOUT, folder=ON_FOLDER, omniglot=ON_OMNIGLOT | {"way": 60})
 def prototypical(
     data: Glyphs | Omniglot | Folder = Glyphs(),
     tasks: AnyWay = METRIC.tasks,

@@ -12,6 +12,7 @@ from .parts import (
     HELD,
     LONGER_ON_OMNIGLOT,
     METRIC,
+    ON_FOLDER,
     Adam,
     AnyWay,
     Budget,
@@ -28,7 +29,7 @@ from .parts import (
 ABOUT = "R2-D2, ridge regression in closed form (Bertinetto et al. 2019)"
 
 
-@recipe(ABOUT, omniglot=LONGER_ON_OMNIGLOT)
+@recipe(ABOUT, folder=ON_FOLDER, omniglot=LONGER_ON_OMNIGLOT)
 def r2d2(
     data: Glyphs | Omniglot | Folder = Glyphs(),
     tasks: AnyWay = METRIC.tasks,

@@ -8,6 +8,7 @@ from metakit.learners import relation as learner_of
 
 from .parts import (
     METRIC,
+    ON_FOLDER,
     ON_OMNIGLOT,
     Adam,
     AnyWay,
@@ -23,7 +24,7 @@ from .parts import (
 ABOUT = "Relation Networks (Sung et al. 2018)"
 
 
-@recipe(ABOUT, omniglot=ON_OMNIGLOT)
+@recipe(ABOUT, folder=ON_FOLDER, omniglot=ON_OMNIGLOT)
 def relation(
     data: Glyphs | Omniglot | Folder = Glyphs(),
     tasks: AnyWay = METRIC.tasks,

@@ -7,6 +7,7 @@ from metakit.learners import snail as learner_of
 
 from .parts import (
     METRIC,
+    ON_FOLDER,
     ON_OMNIGLOT,
     Adam,
     Budget,
@@ -23,7 +24,7 @@ from .parts import (
 ABOUT = "SNAIL (Mishra et al. 2018)"
 
 
-@recipe(ABOUT, omniglot=ON_OMNIGLOT | {"steps": 20_000, "validate_every": 2000})
+@recipe(ABOUT, folder=ON_FOLDER, omniglot=ON_OMNIGLOT | {"steps": 20_000, "validate_every": 2000})
 def snail(
     data: Glyphs | Omniglot | Folder = Glyphs(),
     tasks: OneWay = OneWay(),

@@ -8,6 +8,7 @@ from metakit.learners import versa as learner_of
 from .parts import (
     LONGER_ON_OMNIGLOT,
     METRIC,
+    ON_FOLDER,
     Adam,
     AnyWay,
     Budget,
@@ -23,7 +24,7 @@ from .parts import (
 ABOUT = "VERSA (Gordon et al. 2019)"
 
 
-@recipe(ABOUT, omniglot=LONGER_ON_OMNIGLOT | {"rate": 1e-3, "steps": 8000})
+@recipe(ABOUT, folder=ON_FOLDER, omniglot=LONGER_ON_OMNIGLOT | {"rate": 1e-3, "steps": 8000})
 def versa(
     data: Glyphs | Omniglot | Folder = Glyphs(),
     tasks: AnyWay = METRIC.tasks,

@@ -244,7 +244,7 @@ def test_arrays_of_another_learner_are_refused(linear_run, tmp_path):
     other = run.build(run.settle({"data": "linear", "test_inner_steps": 3}))
     wider = eqx.tree_at(lambda e: e.model.hidden[0].weight, other.learner, jnp.zeros((7, 1)))
     with pytest.raises(
-        RunFolderError, match=r"holds another network: it has .*\[40, 1\] where this one has .*\[7, 1\]"
+        RunFolderError, match=r"holds another network: it has .*\[1, 40\] where this one has .*\[7, 1\]"
     ):
         mk.experiments._loaded.load_arrays(RunFolder(linear_run).learner, wider)
     broken = tmp_path / "learner.npz"

@@ -57,7 +57,7 @@ def test_a_recipe_of_one_s_own_gets_everything(file, capsys):
     assert main(command) == 0
     run = mk.open_run("run")
     assert (run.recipe, run.options["width"], run.finished) == ("mine.py:tiny", 6, True)
-    assert run.learner.model.hidden[0].weight.shape[0] == 6
+    assert run.learner.model.hidden[0].weight.shape[1] == 6
     assert "metakit train mine.py:tiny --width 6" in (file.parent / "run" / "report.md").read_text()
     assert main(["evaluate", "run", "--num-tasks", "3", "--no-compilation-cache"]) == 0
     capsys.readouterr()

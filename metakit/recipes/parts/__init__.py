@@ -35,6 +35,7 @@ from ._metric import (
     LONGER_ON_OMNIGLOT as LONGER_ON_OMNIGLOT,
     METRIC as METRIC,
     MORE_TASKS as MORE_TASKS,
+    ON_FOLDER as ON_FOLDER,
     ON_OMNIGLOT as ON_OMNIGLOT,
     on_episodes as on_episodes,
 )

@@ -14,7 +14,7 @@ from metakit._errors import nearest
 from ._option_error import OptionError
 from ._recipe import Recipe, RecipeError
 
-_PACKAGE = __package__.rpartition(".")[0]
+_PACKAGE = __name__.rpartition(".parts.")[0]
 
 
 def names() -> tuple[str, ...]:

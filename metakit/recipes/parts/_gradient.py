@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from metakit import evaluate, experiments, losses, nn
+from metakit import evaluate, experiments, losses, metrics, nn
 from metakit.experiments import Experiment, Series, Words
 from metakit.inner import SGD
 from metakit.learners import maml
@@ -82,7 +82,7 @@ def gradient_based(
         assert isinstance(tasks, Points)
         train, val, test = (data.sampler(counts) for counts in (tasks.of_training, tasks.of_test, tasks.of_test))
         learner = build(curve_network(1, key), loss=losses.squared_error)
-        tolerated, scores = _TOLERATED_ON_LINES, experiments.mean_squared_error()
+        tolerated, scores, metric = _TOLERATED_ON_LINES, experiments.mean_squared_error(), metrics.mean_squared_error
         more = data.shown(tasks)
         words = Words(f"{about} on {data.data}", data.about, data.task_in_words(tasks), NO_NORM)
     else:
@@ -93,7 +93,7 @@ def gradient_based(
         val, test = parts.episodes("val", tasks.of_test), parts.episodes("test", tasks.of_test)
         network = image_network(parts.shape, tasks.way, image_norm, key)
         learner = build(network, loss=losses.cross_entropy, norm_policy=norm.norm_policy)
-        tolerated, scores = _TOLERATED_ON_IMAGES, experiments.accuracy()
+        tolerated, scores, metric = _TOLERATED_ON_IMAGES, experiments.accuracy(), metrics.accuracy
         more = parts.shown
         words = parts.words(about, tasks.in_words, norm.in_words)
     longest = max(inner.in_test, inner.inner_steps)
@@ -108,7 +108,7 @@ def gradient_based(
         anneal=anneal,
         as_tested=with_test_steps(maml.with_num_steps, inner),
         untrained=adapted_at_length(learner, tolerated),
-        series=(functools.partial(by_inner_steps, num_steps=longest, metric=dict(scores.metrics)[scores.name]),),
+        series=(functools.partial(by_inner_steps, num_steps=longest, metric=metric),),
         words=dataclasses.replace(words, notes=(*words.notes, inner.in_words)),
         **more,
         **budget.of_experiment,

@@ -83,8 +83,11 @@ class Pictures:
         object.__setattr__(one, "recall", recall)
         return one
 
-    def load(self, episodes: "OneWay", *, seed: int, size: int = 28) -> Parts:
-        """The pictures of each part, in squares of `size` pixels; `seed` deals out what has no split of its own."""
+    def load(self, episodes: Any, *, seed: int, size: int = 28) -> Parts:
+        """The pictures of each part, in squares of `size` pixels.
+
+        `seed` deals out what has no split of its own; `episodes`, with a `way` and an `of_test`, say how many classes
+        the parts need."""
         recall = self.recall
         if recall is not None and recall.blank:
             return Parts(blank_pools(recall.record), recall.record, "", self.data, trainval=self.trains_on_val)
@@ -107,7 +110,7 @@ class Pictures:
         """All pictures by part, before any class is mirrored; where there is no split, all of them in each part."""
         raise NotImplementedError
 
-    def parts(self, pools: dict[Part, ImagePool], episodes: "OneWay", seed: int) -> dict[Part, ImagePool]:
+    def parts(self, pools: dict[Part, ImagePool], episodes: Any, seed: int) -> dict[Part, ImagePool]:
         """The same dealt out to the parts."""
         del episodes, seed
         return pools
@@ -215,7 +218,7 @@ class Folder(Pictures):
         with decoding() as tell:
             return dict.fromkeys(PARTS, tasks.image_folder(self.path, size=size, on_image=tell))
 
-    def parts(self, pools: dict[Part, ImagePool], episodes: "OneWay", seed: int) -> dict[Part, ImagePool]:
+    def parts(self, pools: dict[Part, ImagePool], episodes: Any, seed: int) -> dict[Part, ImagePool]:
         pool, way, test_way = pools["train"], episodes.way, episodes.of_test[0]
         order = np.random.default_rng(seed).permutation(len(pool.names))
         held_out = max(round(0.15 * len(order)), test_way)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import optax
 
@@ -76,6 +76,14 @@ def _divisor_near(wanted: int, steps: int) -> int:
         return steps
     near = [period for period in range(-(-wanted // 3), 3 * wanted + 1) if steps % period == 0]
     return min(near, key=lambda period: abs(math.log(period / wanted)), default=wanted)
+
+
+class OuterLoop(Protocol):
+    """Options that make an optimiser."""
+
+    def optimiser(self, steps: int) -> optax.GradientTransformation:
+        """The optimiser of a run of so many steps."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

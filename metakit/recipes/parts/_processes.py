@@ -1,5 +1,7 @@
 """What the recipes of neural processes share."""
 
+from typing import Any
+
 import jax
 
 from metakit import experiments
@@ -30,7 +32,7 @@ def neural_process_on_curves(
     attention: str | None = None,
 ) -> Experiment:
     """A neural process of curves, with the published widths."""
-    options = {"latent": latent} | ({} if attention is None else {"attention": attention})
+    options: dict[str, Any] = {"latent": latent} | ({} if attention is None else {"attention": attention})
     return Experiment(
         neural_process,
         neural_process.NeuralProcess(1, 1, **options, key=jax.random.key(budget.seed)),

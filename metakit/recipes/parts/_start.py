@@ -39,11 +39,12 @@ def start_from(
                 f"it {theirs.get(name)} too."
             )
     data = read_data(place)
-    same_data = data is not None and theirs.get("data") == values.get("data")
-    if recall is None and same_data and values.get("data") == "folder":
+    if theirs.get("data") != values.get("data"):
+        data = None  # other classes, whatever their names
+    if recall is None and data is not None and values.get("data") == "folder":
         recall = Recall(data)
     experiment = recipe.build(values, recall=recall)
-    if experiment.data is not None and same_data:
+    if experiment.data is not None and data is not None:
         experiment = dataclasses.replace(experiment, data=_not_seen(experiment, seen_classes(data), start))
     try:
         learner = open_run(folder, "best" if experiment.tested == "best" else "last").learner
