@@ -40,6 +40,8 @@ NAMESPACES = [
     "metakit.rl_squared",
     "metakit.train",
     "metakit.evaluate",
+    "metakit.experiments",
+    "metakit.recipes",
     "metakit.testing",
     "metakit.evaluate.baselines.nearest_neighbour",
     "metakit.evaluate.baselines.gradient_histograms",

@@ -24,6 +24,10 @@ class Row:
 
     **Arguments:** `name`; `score` and `bootstrap`, two intervals of its mean; `median`; `advantage`, the paired
     difference of the meta-trained learner over this one, `None` for itself.
+
+    >>> interval = evaluate.student_t([0.5, 0.7])
+    >>> Row("mine", interval, interval, 0.6, None).median
+    0.6
     """
 
     name: str
@@ -60,7 +64,17 @@ class Assessment:
 
 
 def try_out(experiment: Experiment) -> None:
-    """Trace the learner's test on two tasks: what does not fit together is refused without computing anything."""
+    """Trace the learner's test on two tasks: what does not fit together is refused without computing anything.
+
+    **Arguments:** `experiment`.
+
+    **Raises:** whatever the learner raises of its test tasks.
+
+    >>> import jax.numpy as jnp, optax, metakit as mk
+    >>> lines, error = mk.tasks.LinearRegression(), mk.experiments.mean_squared_error()
+    >>> first = mk.MetaLearner(lambda w, s, key=None: w, lambda w, x, key=None: w * x, lambda w, t, key=None: w)
+    >>> try_out(mk.Experiment(first, jnp.ones(()), optax.sgd(1.0), lines, lines, error, steps=1))
+    """
 
     def test(learner: Any, key: jax.Array) -> Any:
         module = experiment.as_tested(learner)
@@ -72,7 +86,20 @@ def try_out(experiment: Experiment) -> None:
 def assess(
     experiment: Experiment, learner: Any, key: jax.Array, *, tell: Callable[[str, int, int], None] | None = None
 ) -> Assessment:
-    """Score the learner, as it is tested, and its baselines on the test tasks; `tell(what, done, of)` as it goes."""
+    """Score a learner and its baselines on the test tasks of an experiment.
+
+    **Arguments:** `experiment`; `learner`, as it is tested; `key` of the stream of tasks; `tell`, called with what is
+    tested, its number and of how many, by default nobody.
+
+    **Returns:** an `Assessment`.
+
+    >>> import jax.numpy as jnp, optax, metakit as mk
+    >>> lines, error = mk.tasks.LinearRegression(), mk.experiments.mean_squared_error()
+    >>> first = mk.MetaLearner(lambda w, s, key=None: w, lambda w, x, key=None: w * x, lambda w, t, key=None: w)
+    >>> experiment = mk.Experiment(first, jnp.ones(()), optax.sgd(1.0), lines, lines, error, steps=1, test_tasks=3)
+    >>> [row.name for row in assess(experiment, jnp.ones(()), jax.random.key(0)).rows]
+    ['meta-trained', 'not meta-trained']
+    """
     scores, algorithm, sampler = experiment.scores, experiment.algorithm, experiment.test
     count: dict[str, Any] = {"num_tasks": experiment.test_tasks}
     contenders = {TRAINED: (algorithm, learner)} | baselines(experiment)

@@ -33,6 +33,9 @@ class Compared:
     **Arguments:** `name` of the run, or of a baseline; `score`, its mean and interval over test tasks; `difference`,
     the best run's paired advantage over this one, `None` for itself and where the tasks differ; `minutes` of training
     and test; `steps`.
+
+    >>> Compared("mine", evaluate.student_t([0.5, 0.7])).score.mean
+    0.6
     """
 
     name: str

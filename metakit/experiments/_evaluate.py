@@ -32,6 +32,11 @@ def evaluate_again(
     `seed` of the tasks; `command` and `console` for the report and for progress.
 
     **Returns:** an `Assessment`; `evaluation-TIME.md`, `.json` and `.npz` hold it.
+
+    **Raises:** `UnfitError` where the learner refuses the tasks.
+
+    >>> callable(evaluate_again)  # as 'metakit evaluate' calls it
+    True
     """
     check_test(experiment)
     show, started = Display(console), time.perf_counter()

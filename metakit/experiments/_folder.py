@@ -31,6 +31,11 @@ class RunFolder:
     - `log` (`metrics.jsonl`), `checkpoints/`.
     - `test` (`test.json`), `scores` (`scores.npz`), `learner` (`learner.npz`): of a run that is finished.
     - `report` (`report.md`) and its pictures.
+
+    **Arguments:** `path`, of a folder that exists or not.
+
+    >>> RunFolder("runs/none").finished
+    False
     """
 
     def __init__(self, path: str | os.PathLike[str]):

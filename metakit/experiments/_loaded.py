@@ -82,12 +82,32 @@ class Run:
 
 
 def read_data(folder: RunFolder) -> DataRecord | None:
-    """The classes that a run has recorded; `None` where its tasks have none."""
+    """The classes that a run has recorded.
+
+    **Arguments:** `folder`, a `RunFolder`.
+
+    **Returns:** a `DataRecord`; `None` where its tasks have no classes.
+
+    >>> read_data(RunFolder("no/such/folder")) is None
+    True
+    """
     return data_from_record(read(folder.classes)) if folder.classes.exists() else None
 
 
-def read_run(experiment: Experiment, folder: RunFolder, *, which: Which = "tested") -> Run:
-    """The run of an experiment in its folder."""
+def read_run(experiment: Experiment | Any, folder: RunFolder, *, which: Which = "tested") -> Run:
+    """The run of an experiment in its folder; `mk.open_run` builds the experiment too.
+
+    **Arguments:** `experiment`; `folder`, a `RunFolder`; `which` learner, as in `mk.open_run`.
+
+    **Returns:** a `Run`.
+
+    **Raises:** `RunFolderError` for a folder that is no run, or holds another network or no checkpoint yet.
+
+    >>> read_run(None, RunFolder("no/such/folder"))
+    Traceback (most recent call last):
+    ...
+    metakit.experiments...RunFolderError: no/such/folder is no run folder: it does not exist...
+    """
     record = folder.read_record()
     return Run(
         folder.path,
@@ -114,8 +134,21 @@ def initial_state(experiment: Experiment) -> train.TrainState:
     return train.init(experiment.learner, experiment.optimiser, key=key, trainable=trainable)
 
 
-def trained_learner(experiment: Experiment, folder: RunFolder, which: Literal["best", "last"]) -> Any:
-    """The learner of the newest checkpoint: the best by validation so far, or the last."""
+def trained_learner(experiment: Experiment | Any, folder: RunFolder, which: Literal["best", "last"]) -> Any:
+    """The learner of the newest checkpoint.
+
+    **Arguments:** `experiment`, which gives its structure; `folder`, a `RunFolder`; `which`: the `"best"` by validation
+    so far, or the `"last"`.
+
+    **Returns:** a learner, as it is trained.
+
+    **Raises:** `RunFolderError` where there is no checkpoint yet; `mk.train.CheckpointError` for another network.
+
+    >>> trained_learner(None, RunFolder("no/such/folder"), "best")
+    Traceback (most recent call last):
+    ...
+    metakit.experiments...RunFolderError: no/such/folder holds no checkpoint yet...
+    """
     none_yet = RunFolderError(f"{folder.path} holds no checkpoint yet. Continue it with --resume {folder.path}.")
     if not folder.checkpoints.exists():
         raise none_yet
@@ -162,7 +195,14 @@ def _as(array: np.ndarray, leaf: Any) -> Any:
 
 
 def check_fit(theirs: list[str], ours: list[str], whose: str) -> None:
-    """A `RunFolderError` that names the first array in which two learners differ."""
+    """Refuse numbers of another network.
+
+    **Arguments:** `theirs` and `ours`, from `arrays_in_words`; `whose` theirs are, for the error.
+
+    **Raises:** `RunFolderError` naming the first array in which they differ.
+
+    >>> check_fit(["w float32[2]"], ["w float32[2]"], "runs/mine")
+    """
     for i in range(max(len(theirs), len(ours))):
         there, here = (words[i] if i < len(words) else "nothing" for words in (theirs, ours))
         if there != here:

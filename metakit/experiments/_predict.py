@@ -95,7 +95,8 @@ def read_support(run: Run, folder: str | os.PathLike[str]) -> tuple[Examples, tu
             )
         by_word[word] = name
     if len(pool.names) < 2:
-        raise PredictError(f"{folder} holds one class, {pool.names[0]!r}: of one class every answer is right. Add one.")
+        only = next(iter(pool.names))
+        raise PredictError(f"{folder} holds one class, {only!r}: of one class every answer is right. Add one.")
     counts = np.asarray(pool.counts)
     x = np.concatenate([np.asarray(pool.images[i, :count]) for i, count in enumerate(counts)])
     y = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -192,6 +193,13 @@ def predict(
 
     **Raises:** `PredictError` where the learner cannot take the support set, or has outputs for another number of
     classes.
+
+    >>> import metakit as mk
+    >>> nearest = mk.evaluate.baselines.nearest_neighbour
+    >>> run = Run(pathlib.Path("runs/none"), nearest, None, None, None, {}, {}, True)
+    >>> support = Examples(jnp.array([[0.0], [3.0]]), jnp.array([0, 1]), 2)
+    >>> predict(run, support, [[1.0]], names=("low", "high")).labels
+    ('low',)
     """
     key = jax.random.key(0)
 
@@ -231,7 +239,11 @@ def _check_way(run: Run, way: int, outputs: int) -> None:
 def draw_predictions(run: Run, support: Examples, x: Any, predictions: Predictions, path: pathlib.Path) -> None:
     """A picture of the support set and of the first queries under what was predicted of them.
 
-    **Arguments:** `run`; `support`; `x`, the queries; `predictions`, from `predict`; `path` of a PNG."""
+    **Arguments:** `run`; `support`; `x`, the queries; `predictions`, from `predict`; `path` of a PNG.
+
+    >>> callable(draw_predictions)
+    True
+    """
     if predictions.classes:
         data = run.data
         ink = data is not None and data.ink

@@ -75,7 +75,15 @@ def data_from_record(record: Mapping[str, Any]) -> DataRecord:
 
 
 def arrays_in_words(tree: Any) -> list[str]:
-    """Path, dtype and shape of every array."""
+    """Path, dtype and shape of every array of a learner.
+
+    **Arguments:** `tree`, of arrays or of what `eqx.filter_eval_shape` makes of them.
+
+    **Returns:** one line for each, in flattening order.
+
+    >>> arrays_in_words({"w": jax.numpy.ones((2, 3), "float32")})
+    ["['w'] float32[2, 3]"]
+    """
     return [
         f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(tree)

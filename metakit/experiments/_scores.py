@@ -66,14 +66,21 @@ def plain(interval: Interval) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class MetricScores(AbstractScores):
-    """Metrics of outputs and targets, of which the first decides; made by `metric` and its relatives."""
+    """Metrics of outputs and targets, of which the first decides; made by `metric` and its relatives.
+
+    **Arguments:** `name`; `metrics`, pairs of a name and a function; `in_words`, `best` and `is_share`, as in
+    `AbstractScores`; `of_classes`, whether outputs are logits of classes, whose calibration and answers to lone queries
+    a report shows too.
+
+    >>> accuracy().of_classes
+    True
+    """
 
     name: str
     metrics: tuple[tuple[str, Callable[..., Any]], ...]
     in_words: str
     best: Literal["highest", "lowest"]
     is_share: bool = False
-    # Whether outputs are logits of classes, whose calibration and answers to lone queries a report shows too.
     of_classes: bool = False
 
     def of(self, algorithm: Any, learner: Any, sampler: Any, key: Any, *, num_tasks: int) -> dict[str, Any]:

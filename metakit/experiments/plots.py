@@ -58,13 +58,15 @@ def episode_grid(
     figure, grid = plt.subplots(shown, columns, figsize=(1.05 * columns, 1.25 * shown), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    images, answers = np.asarray(query.x), np.asarray(predicted).tolist()
+    images, answers = np.asarray(query.x), np.asarray(predicted)
     for label, row in enumerate(rows):
         first = int(np.flatnonzero(np.asarray(support.y) == label)[0])
         _image(grid[label, 0], np.asarray(support.x)[first], _short(names[label]), _GREY, ink)
         for column, index in enumerate(row, start=1):
             right = answers[index] == label
-            _image(grid[label, column], images[index], _short(names[answers[index]]), _BLUE if right else _RED, ink)
+            _image(
+                grid[label, column], images[index], _short(names[int(answers[index])]), _BLUE if right else _RED, ink
+            )
     figure.suptitle("support | queries with the predicted class (orange: wrong)", fontsize=9)
     figure.tight_layout(pad=0.4)
     _save(figure, path)

@@ -49,6 +49,11 @@ def choose(
     **Returns:** a `Comparison`, and which to take, in words.
 
     **Raises:** `OptionError` for a budget that is not positive, fewer than two recipes, or a folder in use.
+
+    >>> choose(pathlib.Path("runs/none"), {}, recipes=["maml"])
+    Traceback (most recent call last):
+    ...
+    metakit.recipes...OptionError: --recipes must name at least two, got 1.
     """
     if not minutes > 0:
         raise OptionError(f"--minutes must be above 0, got {minutes}.")

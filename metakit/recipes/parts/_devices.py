@@ -6,7 +6,12 @@ import jax
 
 
 def offer(count: int) -> None:
-    """Have JAX show a CPU as `count` devices; it listens only before its first computation."""
+    """Have JAX show a CPU as `count` devices; it listens only before its first computation.
+
+    **Arguments:** `count` of devices.
+
+    >>> offer(1)
+    """
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # too late: the devices are those that there are, and task_mesh says so if they are too few

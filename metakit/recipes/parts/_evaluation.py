@@ -15,7 +15,16 @@ from ._start import filled
 
 
 def test_options(recipe: Recipe, data: str | None) -> dict[str, Option]:
-    """The options of a recipe that an evaluation may choose anew, by the names that they have there."""
+    """The options of a recipe that an evaluation may choose anew.
+
+    **Arguments:** `recipe`; `data`, what the run was trained on.
+
+    **Returns:** options by the names that they have in an evaluation.
+
+    >>> from metakit.recipes import find
+    >>> sorted(test_options(find("maml"), "linear"))
+    ['inner_steps', 'num_tasks', 'queries', 'shot']
+    """
     return {one.in_test: one for one in recipe.options(data).values() if one.in_test is not None}
 
 
@@ -35,6 +44,11 @@ def evaluation(
     **Returns:** an `Experiment` and a learner.
 
     **Raises:** `OptionError` and what `open_run` raises.
+
+    >>> evaluation(pathlib.Path("no/such/folder"), {})
+    Traceback (most recent call last):
+    ...
+    metakit.experiments...RunFolderError: no/such/folder is no run folder: it does not exist...
     """
     place = RunFolder(folder)
     record = place.read_record()

@@ -57,7 +57,18 @@ def _absent(key: Any) -> Any:
 
 
 def recipe_of(place: RunFolder, record: dict[str, Any], *, changed_recipe: bool = False) -> Recipe:
-    """The recipe that made a run; one of a user's must be the same as then."""
+    """The recipe that made a run; one of a user's must be the same as then.
+
+    **Arguments:** `place`, the run's folder; `record`, its `run.json`; `changed_recipe`, as in `open_run`.
+
+    **Returns:** a `Recipe`.
+
+    **Raises:** `RunFolderError` where there was none, it has changed, or it lies in the run folder; `RecipeError` where
+    it is gone.
+
+    >>> recipe_of(RunFolder("runs/mine"), {"recipe": "maml", "digest": None}).name
+    'maml'
+    """
     name = record["recipe"]
     if name is None:
         raise RunFolderError(

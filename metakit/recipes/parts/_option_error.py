@@ -13,6 +13,8 @@ class OptionError(ValueError):
 def option(name: str) -> str:
     """An option as it is written on the command line.
 
+    **Arguments:** `name`, as in Python.
+
     >>> option("meta_batch")
     '--meta-batch'
     """

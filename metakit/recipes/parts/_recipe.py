@@ -32,7 +32,14 @@ class RecipeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option of a recipe: its name, type, default, and what it is to an evaluation or a start."""
+    """One option of a recipe.
+
+    **Arguments:** `name`; `kind`, its type; `default`; `in_test`, its name in an evaluation, `None` where that cannot
+    choose it anew; `held`, whether the learner holds its number, so that a start from another run must have the same.
+
+    >>> Option("way", int, 5, None, False).default
+    5
+    """
 
     name: str
     kind: Any
@@ -59,7 +66,12 @@ class Recipe:
     - `name`: as on the command line; default the function's, with hyphens.
     - `digest`: of the file that holds it, for a recipe of a user's.
 
-    **Raises:** `RecipeError` for a parameter without a type or a default.
+    **Raises:** `RecipeError` for a parameter without a type or a default; a call raises `OptionError` for options that
+    it has not or that do not fit, and `RecipeError` where the function fails or returns something else.
+
+    >>> import metakit as mk
+    >>> mk.recipes.find("maml").settle({"data": "linear"})["steps"]
+    15000
     """
 
     def __init__(
@@ -221,6 +233,11 @@ def recipe(about: str, **published: Mapping[str, Any]) -> Callable[[Callable[...
     signature, a mapping of options under its name.
 
     **Returns:** a decorator.
+
+    >>> @recipe("mine")
+    ... def mine(steps: int = 3) -> Experiment: ...
+    >>> mine.options()["steps"].default
+    3
     """
     return lambda function: Recipe(function, about, published)
 

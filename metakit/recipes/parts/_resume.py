@@ -14,7 +14,9 @@ from ._recipe import Recipe
 from ._start import start_from
 
 
-def resumed(recipe: Recipe, place: RunFolder, given: Mapping[str, Any], *, changed_recipe: bool = False) -> Experiment:
+def resumed(
+    recipe: Recipe | Any, place: RunFolder, given: Mapping[str, Any], *, changed_recipe: bool = False
+) -> Experiment:
     """The experiment of a run, with the classes that it has recorded.
 
     **Arguments:** `recipe` that made it; `place`, its folder; `given`, options that must agree with the recorded ones;
@@ -24,6 +26,11 @@ def resumed(recipe: Recipe, place: RunFolder, given: Mapping[str, Any], *, chang
 
     **Raises:** `mk.train.ConfigChangedError` naming each option that differs; `RunFolderError` where the recipe or the
     pictures have changed since.
+
+    >>> resumed(None, RunFolder("no/such/folder"), {})
+    Traceback (most recent call last):
+    ...
+    metakit.experiments...RunFolderError: no/such/folder is no run folder: it does not exist...
     """
     record = place.read_record()
     values = record["options"]
@@ -59,6 +66,10 @@ def seeds(recipe: Recipe, given: Mapping[str, Any], count: int, *, smoke: bool =
     **Returns:** experiments by name.
 
     **Raises:** `OptionError` for fewer than two seeds, or a recipe without an option `seed`.
+
+    >>> from metakit.recipes import find
+    >>> list(seeds(find("matching"), {"data": "linear"}, 2))
+    ['seed-0', 'seed-1']
     """
     if count < 2:
         raise OptionError(f"--seeds must be at least 2, got {count}. For one, use --seed.")

@@ -17,14 +17,24 @@ from ._recipe import Recipe
 
 
 def start_from(
-    recipe: Recipe, values: Mapping[str, Any], folder: pathlib.Path, *, recall: Recall | None = None
+    recipe: Recipe | Any, values: Mapping[str, Any], folder: pathlib.Path, *, recall: Recall | None = None
 ) -> Experiment:
     """The experiment of a recipe, whose learner starts with the numbers of another run's best.
 
     Classes that have no split of their own are dealt as they were there. Refused is a start that would leave an option
     without effect, and one that has been trained on classes of the test.
 
-    **Raises:** `OptionError`.
+    **Arguments:** `recipe`; `values`, all its options, from `Recipe.settle`; `folder` of the other run; `recall`, the
+    classes that this run has recorded already, where it is continued.
+
+    **Returns:** an `Experiment`.
+
+    **Raises:** `OptionError`; `RunFolderError` for a folder that is no run.
+
+    >>> start_from(None, {}, pathlib.Path("no/such/folder"))
+    Traceback (most recent call last):
+    ...
+    metakit.experiments...RunFolderError: no/such/folder is no run folder: it does not exist...
     """
     start = f"--start-from {folder}"
     place = RunFolder(folder)
