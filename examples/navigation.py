@@ -80,7 +80,7 @@ def draw(learner, curve, path: str) -> None:
     left.set(xlabel="trust region step", ylabel="return (40 goals, 95 % interval)")
     left.legend(frameon=False)
     learner = mk.rl_maml.with_num_steps(learner, UPDATES)
-    collect = eqx.filter_jit(mk.rl_maml.collect)
+    collect = jax.jit(mk.rl_maml.collect)
     for colour, goal in zip(("#0072B2", "#E69F00", "#009E73"), ([0.4, 0.3], [-0.4, 0.2], [0.1, -0.45]), strict=True):
         data = collect(learner, mk.tasks.Navigation(goal), jax.random.key(3))
         for episodes, style in ((data.support[0], ":"), (data.query, "-")):

@@ -10,7 +10,6 @@ import argparse
 import functools
 import pathlib
 
-import equinox as eqx
 import jax
 
 import metakit as mk
@@ -27,7 +26,7 @@ def pools(omniglot: pathlib.Path | None) -> dict[str, mk.tasks.ImagePool]:
 
 
 # Batch norm with the statistics of training sets: no test image then sees another.
-freeze = eqx.filter_jit(mk.statistician.freeze_statistics)
+freeze = jax.jit(mk.statistician.freeze_statistics)
 
 
 def main(

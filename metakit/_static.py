@@ -35,12 +35,30 @@ def as_node(value: Any) -> Any:
 
 
 def as_nodes(tree: Any) -> Any:
-    """The tree with whatever is no array a node without leaves: only arrays are left to JAX."""
-    is_array = lambda leaf: isinstance(leaf, np.ndarray | np.generic) or eqx.is_array(leaf)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf if is_array(leaf) else Static(leaf), tree)
+    """A foreign module with its functions, flags and other plain values as nodes without leaves.
+
+    A Python float stays a leaf, for training to refuse it by name: who wrote it may have meant it to be trained. Those
+    of Equinox's own layers, such as a dropout's rate, are meant to stay as they are.
+    """
+
+    def convert(node: Any) -> Any:
+        if is_equinox_layer(node):
+            return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else Static(leaf), node)
+        return node if _is_array(node) or isinstance(node, float) else Static(node)
+
+    return jax.tree.map(convert, tree, is_leaf=is_equinox_layer)
 
 
 def as_values(tree: Any) -> Any:
-    """The tree that `as_nodes` was given."""
+    """The module that `as_nodes` was given."""
     is_static = lambda node: isinstance(node, Static)  # noqa: E731
     return jax.tree.map(lambda node: node.value if is_static(node) else node, tree, is_leaf=is_static)
+
+
+def is_equinox_layer(node: Any) -> bool:
+    """Whether a node is one of Equinox's own layers."""
+    return type(node).__module__.startswith("equinox.nn.")
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray | np.generic) or eqx.is_array(leaf)

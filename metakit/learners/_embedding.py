@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Shaped
 
 from metakit import nn
 
+from ._network import require_batches
+
 NORM_POLICIES = ("joint", "transductive", "inductive")
 
 
@@ -77,6 +79,7 @@ def embed_queries(
 
 def features(embed: Callable[..., Any], x: Shaped[Array, "n *in"], name: str, maps: bool) -> Float[Array, "n *feature"]:
     """What a network makes of a batch: rows of features or, with `maps`, feature maps."""
+    require_batches(name, embed)
     embedded = embed(x)
     n = x.shape[0]
     if embedded.ndim != (4 if maps else 2) or embedded.shape[0] != n:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from metakit import losses, nn
 from metakit._episode import Examples, require_unmasked
 from metakit._hyperparameter import trainable
+from metakit._static import is_equinox_layer
 from metakit._wording import describe, uncalled
 
 
@@ -23,17 +24,22 @@ def check_model(model: Any) -> None:
             "adapt cannot thread through and stay a pure function. Use mk.nn.BatchStatNorm, which normalises by the "
             "batch at hand, or mk.nn.GroupNorm, which needs no batch."
         )
-    if (layer := _takes_one_example(model)) is not None:
-        raise TypeError(
-            f"model takes one example (eqx.nn.{layer} does), and learners call it with a batch [n, *in]: lift it, "
-            "mk.nn.batched(model)."
-        )
+    require_batches("model", model)
     if isinstance(model, type):
         raise TypeError(f"model must be a network, got {describe(model)}. {uncalled(model)}")
     if not callable(model):
         raise TypeError(
             f"model must be callable, model(x: [n, *in]) -> [n, *out], got {describe(model)}. If it came from "
             "eqx.nn.make_with_state, use a model without state (mk.nn.BatchStatNorm in place of eqx.nn.BatchNorm)."
+        )
+
+
+def require_batches(name: str, network: Any) -> None:
+    """A `TypeError` for a layer of Equinox's: it would take a batch for one example."""
+    if (layer := _takes_one_example(network)) is not None:
+        raise TypeError(
+            f"{name} takes one example (eqx.nn.{layer} does), and learners call it with a batch [n, *in]: lift it, "
+            f"mk.nn.batched({name})."
         )
 
 
@@ -45,7 +51,7 @@ def _takes_one_example(model: Any) -> str | None:
     """The name of the layer of Equinox's that a batch would go into as if it were one example."""
     if isinstance(model, eqx.nn.Sequential):
         return next(filter(None, map(_takes_one_example, model.layers)), None)
-    others = type(model).__module__.startswith("equinox.nn.") and not isinstance(model, _TRANSPARENT)
+    others = is_equinox_layer(model) and not isinstance(model, _TRANSPARENT)
     return type(model).__name__ if others else None
 
 

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Int
 
 from metakit._hyperparameter import marks, trainable as _trainable
+from metakit._static import is_equinox_layer
 from metakit._tree import any_deleted
 from metakit._typecheck import typed
 from metakit._types import PRNGKey
@@ -129,10 +130,8 @@ def init(
 
 
 def _refuse_python_floats(learner: Any) -> None:
-    def is_others(node: Any) -> bool:  # eqx.nn.Dropout keeps its rate so, and means it
-        return type(node).__module__.startswith("equinox.nn.")
-
-    for path, leaf in jax.tree.leaves_with_path(learner, is_leaf=is_others):
+    # eqx.nn.Dropout keeps its rate so, and means it.
+    for path, leaf in jax.tree.leaves_with_path(learner, is_leaf=is_equinox_layer):
         if isinstance(leaf, float | np.floating):
             raise TypeError(
                 f"learner{jax.tree_util.keystr(path)} is {describe(leaf)}, a number that JAX takes no gradient of, so "

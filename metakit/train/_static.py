@@ -14,6 +14,8 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from metakit._static import Static
+
 _PLAIN = (bool, int, float, complex, str, bytes, types.NoneType)
 
 
@@ -31,6 +33,7 @@ def static_parts(tree: Any) -> dict[str, str]:
 def _walk(node: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, str]]:
     if eqx.is_array(node):
         return
+    node = node.value if isinstance(node, Static) else node  # not a word of how a learner holds its functions
     if id(node) in above:
         yield path, "itself"
         return

@@ -1,9 +1,12 @@
 """Linear layers, perceptrons and modules lifted to a batch."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import metakit as mk
@@ -82,3 +85,108 @@ def test_batched_refuses_what_cannot_be_called():
     """An error only at the first batch."""
     with pytest.raises(TypeError, match="called with one example, got int"):
         mk.nn.batched(3)
+
+
+class Foreign(eqx.Module):
+    """A model for one example as others write it: a function, a flag and a dropout among its leaves."""
+
+    layers: list
+    activation: Any
+    residual: bool
+
+    def __init__(self, key):
+        first, last = jax.random.split(key)
+        self.layers = [
+            eqx.nn.Linear(3, 3, key=first),
+            eqx.nn.Dropout(0.5, inference=True),
+            eqx.nn.MLP(3, 2, 4, 1, key=last),
+        ]
+        self.activation, self.residual = jax.nn.tanh, True
+
+    def __call__(self, x):
+        hidden = self.layers[1](self.activation(self.layers[0](x)))
+        return self.layers[2](hidden + x if self.residual else hidden)
+
+
+TRANSFORMS = {
+    "grad": jax.grad,
+    "value_and_grad": jax.value_and_grad,
+    "jit": jax.jit,
+    "vmap": lambda loss: jax.vmap(loss, in_axes=(None, 0)),
+    "pmap": lambda loss: jax.pmap(loss, in_axes=(None, 0)),
+    "jacfwd": jax.jacfwd,
+    "checkpoint": lambda loss: jax.grad(jax.checkpoint(loss)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("make", [Foreign, lambda key: eqx.nn.MLP(3, 2, 4, 1, key=key)], ids=["Foreign", "MLP"])
+def test_batched_makes_a_foreign_model_one_of_arrays(make, name):
+    """Catches a function, a flag or a rate of a foreign model that is still a leaf, or that JAX traces."""
+    model = make(KEY)
+    learner = mk.maml.MAML(mk.nn.batched(model), inner=mk.inner.SGD(0.1), num_steps=1, loss=mk.losses.squared_error)
+    keys = jax.random.split(KEY, 4)
+    x, y = (jax.random.normal(key, (2, 5, size)) for key, size in zip(keys[:2], (3, 2), strict=True))
+    both = mk.Episode(mk.Examples(x, y), mk.Examples(x + 1, y))
+    one = jax.tree.map(lambda leaf: leaf[0], both)
+    function = TRANSFORMS[name](mk.maml.meta_loss)
+    function = function if name == "pmap" else jax.jit(function)  # eager it is slow
+    actual = function(learner, both if name in ("vmap", "pmap") else one)
+
+    def by_hand(learner, task):  # without the lifted form
+        weights, rest = eqx.partition(model, eqx.is_array)
+        arrays = jax.tree.unflatten(jax.tree.structure(weights), jax.tree.leaves(learner.model))
+
+        def loss(arrays, examples):
+            network = eqx.combine(arrays, rest)
+            outputs = jnp.stack([network(row) for row in examples.x])
+            return mk.losses.squared_error(outputs, examples.y, reduction="mean")
+
+        slope = jax.grad(loss)(arrays, task.support)
+        adapted = jax.tree.map(lambda weight, by: weight - learner.inner.rate.value * by, arrays, slope)
+        return loss(adapted, task.query)
+
+    value, gradient = jax.jit(jax.value_and_grad(by_hand))(learner, one)
+    losses = jnp.stack([value, jax.jit(by_hand)(learner, jax.tree.map(lambda leaf: leaf[1], both))])
+    expected = {"jit": value, "vmap": losses, "pmap": losses, "value_and_grad": (value, gradient)}.get(name, gradient)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_batched_keeps_the_paths_of_arrays():
+    """Catches paths that checkpoints of earlier versions do not have."""
+    paths = lambda tree: [jax.tree_util.keystr(p) for p, leaf in jax.tree.leaves_with_path(tree) if eqx.is_array(leaf)]
+    assert paths(mk.nn.batched(Foreign(KEY))) == [f".module{path}" for path in paths(Foreign(KEY))]
+
+
+def test_batched_hides_no_number_that_training_should_refuse():
+    """Catches a Python float that would be trained by nobody and refused by nobody once it is no leaf."""
+
+    class Scaled(eqx.Module):
+        scale: float = 2.0
+
+        def __call__(self, x):
+            return self.scale * x
+
+    learner = {"model": mk.nn.batched(Scaled()), "bias": jnp.zeros(1)}
+    with pytest.raises(TypeError, match=r"module.scale is 2.0, a number that JAX takes no gradient of"):
+        mk.train.init(learner, optax.adam(1e-3), key=KEY)
+
+
+LAYER = eqx.nn.MLP(3, 2, 4, 1, key=KEY)
+EXAMPLES = mk.Examples(jnp.eye(4, 3), jnp.array([0, 1, 0, 1]), way=2)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: mk.maml.MAML(LAYER, inner=mk.inner.SGD(0.1), num_steps=1),
+        lambda: mk.prototypical.meta_loss(mk.prototypical.Prototypical(LAYER), mk.Episode(EXAMPLES, EXAMPLES)),
+    ],
+    ids=["maml", "prototypical"],
+)
+def test_a_layer_for_one_example_says_how_to_lift_it(use):
+    """Catches an error of shapes deep inside a matrix product, or a batch taken for one example."""
+    with pytest.raises(TypeError, match=r"takes one example \(eqx.nn.MLP does\).*mk\.nn\.batched"):
+        use()

@@ -73,10 +73,10 @@ def predict(adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None
 
     **Raises:** `ValueError` when `x` and the support differ in the shape of an example.
 
-    >>> import equinox as eqx, jax, jax.numpy as jnp, metakit as mk
+    >>> import jax, jax.numpy as jnp, metakit as mk
     >>> learner = mk.mann.MANN(2, 2, hidden=3, slots=5, width=2, heads=1, key=jax.random.key(0))
     >>> adapted = mk.mann.adapt(learner, mk.Examples(jnp.eye(2), jnp.arange(2), way=2))
-    >>> eqx.filter_jit(mk.mann.predict)(adapted, jnp.ones((3, 2))).shape
+    >>> jax.jit(mk.mann.predict)(adapted, jnp.ones((3, 2))).shape
     (3, 2)
     """
     del key
@@ -113,10 +113,10 @@ def meta_loss(learner: MANN, task: Episode, key: PRNGKey | None = None) -> Scala
 
     **Raises:** what `adapt` and `predict` raise.
 
-    >>> import equinox as eqx, jax, jax.numpy as jnp, metakit as mk
+    >>> import jax, jax.numpy as jnp, metakit as mk
     >>> learner = mk.mann.MANN(2, 2, hidden=3, slots=5, width=2, heads=1, key=jax.random.key(0))
     >>> examples = mk.Examples(jnp.eye(2), jnp.arange(2), way=2)
-    >>> eqx.filter_jit(mk.mann.meta_loss)(learner, mk.Episode(examples, examples)).shape
+    >>> jax.jit(mk.mann.meta_loss)(learner, mk.Episode(examples, examples)).shape
     ()
 
     **Source:** Santoro et al. 2016, section 2, https://proceedings.mlr.press/v48/santoro16.html, which sums
@@ -135,10 +135,10 @@ class Diagnostics(eqx.Module):
       class (rounded up); NaN where no class was presented that often. The first can only be guessed; the
       second is what papers call one-shot.
 
-    >>> import equinox as eqx, jax, jax.numpy as jnp, metakit as mk
+    >>> import jax, jax.numpy as jnp, metakit as mk
     >>> learner = mk.mann.MANN(2, 2, hidden=3, slots=5, width=2, heads=1, key=jax.random.key(0))
     >>> examples = mk.Examples(jnp.eye(2), jnp.arange(2), way=2)
-    >>> eqx.filter_jit(mk.mann.diagnostics)(learner, mk.Episode(examples, examples)).presentation.tolist()
+    >>> jax.jit(mk.mann.diagnostics)(learner, mk.Episode(examples, examples)).presentation.tolist()
     [1, 1, 2, 2]
     """
 
@@ -158,10 +158,10 @@ def diagnostics(learner: MANN, task: Episode, key: PRNGKey | None = None) -> Dia
 
     **Raises:** as `meta_loss`.
 
-    >>> import equinox as eqx, jax, jax.numpy as jnp, metakit as mk
+    >>> import jax, jax.numpy as jnp, metakit as mk
     >>> learner = mk.mann.MANN(2, 2, hidden=3, slots=5, width=2, heads=1, key=jax.random.key(0))
     >>> examples = mk.Examples(jnp.eye(2), jnp.arange(2), way=2)
-    >>> eqx.filter_jit(mk.mann.diagnostics)(learner, mk.Episode(examples, examples)).accuracy.shape
+    >>> jax.jit(mk.mann.diagnostics)(learner, mk.Episode(examples, examples)).accuracy.shape
     (2,)
 
     **Source:** Santoro et al. 2016, table 1, https://proceedings.mlr.press/v48/santoro16.html

@@ -80,11 +80,11 @@ def predict(adapted: Adapted, x: Shaped[Array, "query *in"], key: PRNGKey | None
     **Raises:** `ValueError` when `x` and the support differ in the shape of an example, or when `embed` does
     not return `[n, d]` with the $d$ that the trunk takes.
 
-    >>> import equinox as eqx, jax, jax.numpy as jnp, metakit as mk
+    >>> import jax, jax.numpy as jnp, metakit as mk
     >>> trunk = mk.nn.CausalSequence([mk.nn.CausalAttention(4, 4, 2, key=jax.random.key(0))], length=3)
     >>> learner = mk.snail.SNAIL(lambda x: x, trunk, mk.nn.Linear(6, 2, key=jax.random.key(1)))
     >>> adapted = mk.snail.adapt(learner, mk.Examples(jnp.eye(2), jnp.arange(2), way=2))
-    >>> eqx.filter_jit(mk.snail.predict)(adapted, jnp.ones((3, 2))).shape
+    >>> jax.jit(mk.snail.predict)(adapted, jnp.ones((3, 2))).shape
     (3, 2)
     """
     del key
@@ -105,11 +105,11 @@ def meta_loss(learner: SNAIL, task: Episode, key: PRNGKey | None = None) -> Scal
 
     **Raises:** `ValueError` for a learner with `random_shot` and no key, and what `adapt` and `predict` raise.
 
-    >>> import equinox as eqx, jax, jax.numpy as jnp, metakit as mk
+    >>> import jax, jax.numpy as jnp, metakit as mk
     >>> trunk = mk.nn.CausalSequence([mk.nn.CausalAttention(4, 4, 2, key=jax.random.key(0))], length=3)
     >>> learner = mk.snail.SNAIL(lambda x: x, trunk, mk.nn.Linear(6, 2, key=jax.random.key(1)))
     >>> examples = mk.Examples(jnp.eye(2), jnp.arange(2), way=2)
-    >>> eqx.filter_jit(mk.snail.meta_loss)(learner, mk.Episode(examples, examples)).shape
+    >>> jax.jit(mk.snail.meta_loss)(learner, mk.Episode(examples, examples)).shape
     ()
     """
     require_labels(task.query, "SNAIL", name="query")
