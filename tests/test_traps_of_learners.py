@@ -158,7 +158,9 @@ all_but_the_backbone = mk.inner.select.all_but(lambda learner: learner.backbone)
 
 
 @pytest.mark.parametrize(
-    "trainable", [all_but_the_backbone, mk.inner.select.everything, all_but_the_backbone(own())], ids=str
+    "trainable",
+    [all_but_the_backbone, mk.inner.select.everything, all_but_the_backbone(own())],
+    ids=["a function", "everything", "a tree"],
 )
 def test_fixed_numbers_never_move_whatever_the_filter(trainable):
     """Catches a filter that says what is frozen, and so begins to train every published rate."""

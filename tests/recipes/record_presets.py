@@ -72,4 +72,4 @@ if __name__ == "__main__":
                 continue
             found[f"{recipe} {kind}"] = record(recipe, kind, place)
             jax.clear_caches()
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")
