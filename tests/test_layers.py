@@ -30,7 +30,7 @@ FORBIDDEN = {
 }
 
 # Slow to import, and not for everybody: these may wait for the function that needs them.
-LATE = {"orbax.checkpoint", "scipy.special", "tensorboardX", "wandb"}
+LATE = {"orbax.checkpoint", "scipy.special", "tensorboardX", "wandb", "safetensors.numpy"}
 
 # 300 lines is the aim, 500 never.
 LINES_AIM, LINES_NEVER = 300, 500

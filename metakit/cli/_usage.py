@@ -25,6 +25,7 @@ _MISUSE = {
     "RunFolderError",
     "PredictError",
     "CompareError",
+    "ExportError",
     "ConfigChangedError",
     "UnfitError",
     "MissingExtraError",

@@ -7,6 +7,7 @@ from ._display import Display as Display
 from ._evaluate import evaluate_again as evaluate_again
 from ._events import Reported as Reported, Started as Started, Tested as Tested, Testing as Testing
 from ._experiment import DataRecord as DataRecord, Experiment as Experiment, Origin as Origin
+from ._export import ExportError as ExportError, export as export
 from ._folder import RunFolder as RunFolder, RunFolderError as RunFolderError
 from ._loaded import (
     Run as Run,

@@ -131,8 +131,9 @@ def _number(leaf: Any) -> str:
 
 
 @check_of(
-    "Hold functions in static fields, as in activation: Callable = eqx.field(static=True); lift a foreign model for one "
-    "example, mk.nn.batched(model); any other with functions as leaves goes through eqx.filter_grad and eqx.filter_jit."
+    "Hold functions in static fields, as in activation: Callable = eqx.field(static=True); lift a foreign model for "
+    "one example, mk.nn.batched(model); any other with functions as leaves goes through eqx.filter_grad and "
+    "eqx.filter_jit."
 )
 def takes_bare_transforms(subject: Subject) -> None:
     """Bare `jax.jit` and `jax.grad` take the learner, and give what the filtered ones give.
