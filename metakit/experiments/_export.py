@@ -94,13 +94,15 @@ def export(
             module = eqx.combine(jax.tree.unflatten(adapted_structure, adapted), rest)
             return jax.tree.leaves(run.algorithm.predict(module, x, key))
 
+        one_query = jax.ShapeDtypeStruct((1, *query.shape[1:]), query.dtype)
+        for function, arguments in ((adapt, (_like(weights), *support)), (predict, (leaves, one_query))):
+            if "callback" in str(jax.make_jaxpr(function)(*arguments)):
+                raise ValueError("it calls back into Python, which no artefact can hold.")
         on = {} if platforms is None else {"platforms": list(platforms)}
         artefacts = {
             "adapt": jax.export.export(jax.jit(adapt), **on)(_like(weights), *support),
             "predict": jax.export.export(jax.jit(predict), **on)(leaves, query),
         }
-        if any("callback" in artefact.mlir_module() for artefact in artefacts.values()):
-            raise ValueError("it calls back into Python, which no artefact can hold")
         packed = {name: artefact.serialize() for name, artefact in artefacts.items()}
     except ModuleNotFoundError as error:
         raise MissingExtraError("export", "flatbuffers") from error
