@@ -20,7 +20,7 @@ import numpy as np
 folder = pathlib.Path(sys.argv[1])
 facts = json.loads((folder / "export.json").read_text())
 adapt, predict = (
-    jax.jit(jax.export.deserialize((folder / f"{n}.bin").read_bytes()).call) for n in ("adapt", "predict")
+    jax.jit(jax.export.deserialize(bytearray((folder / f"{n}.bin").read_bytes())).call) for n in ("adapt", "predict")
 )
 raw = (folder / "weights.safetensors").read_bytes()  # 8 bytes of length, a header in JSON, then the numbers
 start = 8 + int.from_bytes(raw[:8], "little")

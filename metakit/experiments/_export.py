@@ -98,7 +98,7 @@ def export(
         for function, arguments in ((adapt, (_like(weights), *support)), (predict, (leaves, one_query))):
             if "callback" in str(jax.make_jaxpr(function)(*arguments)):
                 raise ValueError("it calls back into Python, which no artefact can hold.")
-        on = {} if platforms is None else {"platforms": list(platforms)}
+        on: dict[str, Any] = {} if platforms is None else {"platforms": list(platforms)}
         artefacts = {
             "adapt": jax.export.export(jax.jit(adapt), **on)(_like(weights), *support),
             "predict": jax.export.export(jax.jit(predict), **on)(leaves, query),

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import equinox as eqx
 import jax
 from rich.table import Table
+
+from metakit._hyperparameter import trainable
 
 from ._assess import Assessment, Row
 from ._experiment import Experiment
@@ -75,7 +78,13 @@ def report(
     scores, words = experiment.scores, experiment.words
     score = scores.in_words + (" (lower is better)" if scores.best == "lowest" else "")
     lines = [f"# {words.title or 'An experiment'}", ""]
-    facts = {"Data": words.data, "Test": tasks_in_words(experiment), "Batch norm": words.norm}
+    facts = {
+        "Data": words.data,
+        "Examples": "" if experiment.data is None else " x ".join(map(str, experiment.data.shape)),
+        "Learner": _learner_in_words(experiment),
+        "Test": tasks_in_words(experiment),
+        "Batch norm": words.norm,
+    }
     lines += [f"- {name}: {fact}" for name, fact in facts.items() if fact]
     lines += [f"- {note}" for note in words.notes]
     if experiment.start_from is not None:
@@ -105,6 +114,18 @@ def report(
     for title, file in pictures:
         lines += ["", f"## {title}", f"![{title}]({file})"]
     return "\n".join([*lines, "", "## Made with", *_made_with(experiment, command), ""])
+
+
+def _learner_in_words(experiment: Experiment) -> str:
+    """What it is, with its network where it has one, and how many numbers it holds."""
+    learner = experiment.learner
+    networks = (getattr(learner, name, None) for name in ("model", "embed", "policy", "base"))
+    network = next((f", {type(one).__name__}" for one in networks if one is not None), "")
+    moved = eqx.filter(learner, trainable(learner))
+    held, trained = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)) for tree in (learner, moved)
+    )
+    return f"{type(learner).__name__}{network}; {held:,} numbers, of which {trained:,} are trained"
 
 
 def _line(scores: AbstractScores, row: Row) -> str:

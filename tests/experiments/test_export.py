@@ -128,7 +128,7 @@ def calls_back(adapted, x, key=None):
         (
             {"algorithm": mk.MetaLearner(mk.matching.adapt, calls_back, None)},
             {"shot": 1},
-            "the learner Matching of .* cannot be exported .* it calls back into Python",
+            "the learner Matching of .* cannot be exported: it calls back into Python",
         ),
     ],
 )
