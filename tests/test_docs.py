@@ -125,8 +125,9 @@ def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
             exec(compile(block, page, "exec"), scope)
 
 
-def test_the_page_on_writing_a_learner_runs(monkeypatch):
+def test_the_page_on_writing_a_learner_runs(monkeypatch, tmp_path):
     """Catches a protocol that changed under the guide: the file there trains, evaluates and adapts."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     own_learner = importlib.import_module("own_learner")
     lines = [x for x in (ROOT / "examples/own_learner.py").read_text().splitlines() if x.strip()]
@@ -138,6 +139,9 @@ def test_the_page_on_writing_a_learner_runs(monkeypatch):
         assert shown == (ROOT / "examples/own_learner.py").read_text(), "the page shows another file"
         for block in blocks:
             exec(compile(block, "own-learner.md", "exec"), scope)
+    (experiment,) = (block for block in blocks if "mk.Experiment(" in block)
+    assert len(experiment.splitlines()) <= 12, "report, pictures and resume are promised for 12 further lines"
+    assert scope["run"].finished
     learnt, chance = mk.evaluate.student_t(scope["scores"]["accuracy"]), 0.2
     assert learnt.low > chance
 

@@ -8,14 +8,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from metakit import evaluate
 from metakit.evaluate import Interval
 
 from . import plots
 from ._assess import TRAINED
-from ._folder import RunFolder, read, replacing, room_for, write
+from ._folder import RunFolder, read, read_arrays, replacing, room_for, write
 from ._scores import percent, plain
 
 
@@ -134,7 +132,7 @@ def names_of(places: Sequence[RunFolder]) -> list[str]:
 
 def _compared(places: Sequence[RunFolder], best: str) -> list[Compared]:
     tests = [read(place.test) for place in places]
-    scores = [dict(np.load(place.scores)) for place in places]
+    scores = [read_arrays(place.scores) for place in places]
     rows = []
     for name, place, test, tasks in zip(names_of(places), places, tests, scores, strict=True):
         steps = max((r["step"] for r in place.records() if r["event"] == "progress"), default=None)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -129,6 +130,16 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays by name, without pickles; a full disk as in `write`."""
     with room_for(path), replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Arrays by name; a `RunFolderError` where the file is damaged."""
+    try:
+        # Opened here, since NumPy leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise RunFolderError(f"{path} is damaged ({error}). Restore it from a copy, or train again.") from error
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from metakit._hyperparameter import trainable
 from metakit._tree import is_key
 
 from ._experiment import DataRecord, Experiment
-from ._folder import RunFolder, RunFolderError, read, write_arrays
+from ._folder import RunFolder, RunFolderError, read, read_arrays, write_arrays
 from ._record import arrays_in_words, data_from_record
 
 Which = Literal["tested", "best", "last"]
@@ -70,10 +70,7 @@ class Run:
     def scores(self) -> dict[str, np.ndarray]:
         """The score of every test task, by row; `{}` before the test."""
         file = RunFolder(self.folder).scores
-        if not file.exists():
-            return {}
-        with np.load(file) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return read_arrays(file) if file.exists() else {}
 
     @property
     def data(self) -> DataRecord | None:
@@ -172,12 +169,9 @@ def load_arrays(path: pathlib.Path, like: Any) -> Any:
     """A learner of the structure of `like` with the arrays of a file.
 
     **Raises:** `RunFolderError` for a file that is damaged, or of another learner."""
-    try:
-        with np.load(path) as file:
-            words = json.loads(str(file["words"]))
-            arrays = [file[f"{i:05d}"] for i in range(len(words))]
-    except (ValueError, OSError, KeyError, EOFError) as error:
-        raise RunFolderError(f"{path} is damaged ({error}). Restore it from a copy, or train again.") from error
+    file = read_arrays(path)
+    words = json.loads(str(file["words"]))
+    arrays = [file[f"{i:05d}"] for i in range(len(words))]
     check_fit(words, arrays_in_words(like), str(path))
     leaves, structure = jax.tree.flatten(like)
     remaining = iter(arrays)

@@ -241,6 +241,7 @@ def test_the_command_leaves_the_number_of_devices_open():
     assert done.stdout == "3\n", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_choosing_ends_with_advice(tmp_path, drawings, capsys):
     """Catches recipes that were tested on different tasks, a baseline left out, or no word on which to take."""
     out = tmp_path / "choice"
