@@ -1,4 +1,6 @@
-"""Run recipes at --smoke as a user does, and print what came out: `python record_presets.py FOLDER NAME [NAME ...]`.
+"""Run presets at --smoke as a user does, and print what came out.
+
+    python record_presets.py FOLDER NAME DATA [DATA ...]
 
 In a process of its own, because the tests' own compiler settings give other last bits. With `METAKIT_TEST_DATA`, or the
 data beside the checkout, Omniglot too.
@@ -46,7 +48,7 @@ def digest(learner):
 
 def record(name, data, folder):
     run = folder / f"{name}-{data}"
-    where = {"omniglot": os.environ["METAKIT_RECORD_OMNIGLOT"], "folder": str(folder / "images")}
+    where = {"omniglot": os.environ.get("METAKIT_RECORD_OMNIGLOT", ""), "folder": str(folder / "images")}
     path = ["--path", where[data]] if data in where else []
     status = main(["train", name, "--data", data, "--smoke", "--run", str(run), *path, "--quiet"])
     assert status == 0, f"{name} on {data} ended with status {status}"
@@ -66,10 +68,8 @@ def record(name, data, folder):
 if __name__ == "__main__":
     place, found = pathlib.Path(sys.argv[1]), {}
     images(place / "images")
-    for recipe in sys.argv[2:]:
-        for kind in mk.recipes.find(recipe).data:
-            if kind == "omniglot" and not os.environ.get("METAKIT_RECORD_OMNIGLOT"):
-                continue
-            found[f"{recipe} {kind}"] = record(recipe, kind, place)
+    for kind in sys.argv[3:]:
+        if kind != "omniglot" or os.environ.get("METAKIT_RECORD_OMNIGLOT"):
+            found[f"{sys.argv[2]} {kind}"] = record(sys.argv[2], kind, place)
             jax.clear_caches()
     sys.stdout.write(json.dumps(found) + "\n")
