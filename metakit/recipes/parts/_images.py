@@ -1,5 +1,6 @@
 """Options of images: where pictures come from, and the episodes that are drawn from them."""
 
+import abc
 import copy
 import dataclasses
 import pathlib
@@ -67,7 +68,7 @@ class Parts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Pictures(abc.ABC):
     """Base of the sources of pictures."""
 
     INK: ClassVar[bool] = True
@@ -106,18 +107,18 @@ class Pictures:
         """Whether the classes of validation are trained on."""
         return False
 
+    @abc.abstractmethod
     def pools(self, size: int) -> dict[Part, ImagePool]:
         """All pictures by part, before any class is mirrored; where there is no split, all of them in each part."""
-        raise NotImplementedError
 
     def parts(self, pools: dict[Part, ImagePool], episodes: Any, seed: int) -> dict[Part, ImagePool]:
         """The same dealt out to the parts."""
         del episodes, seed
         return pools
 
+    @abc.abstractmethod
     def split_in_words(self, seed: int) -> str:
         """Who dealt the classes out."""
-        raise NotImplementedError
 
     def among(self) -> dict[str, bool]:
         """What stands among the training classes beside those of the split."""
