@@ -18,10 +18,7 @@ def say(console: Console, words: str) -> None:
 
 
 # Errors of the library that are the user's to mend, by name: naming their classes would import JAX.
-_MISUSE = """
-    UsageError OptionError RecipeError RunFolderError PredictError CompareError ExportError
-    ConfigChangedError UnfitError MissingExtraError
-""".split()
+_MISUSE = ["UsageError", "OptionError", "RecipeError", "RunFolderError", "PredictError", "CompareError", "ExportError", "ConfigChangedError", "UnfitError", "MissingExtraError"]
 
 
 def is_misuse(error: BaseException) -> bool:
