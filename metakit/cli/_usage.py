@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -18,12 +19,12 @@ def say(console: Console, words: str) -> None:
 
 
 # Errors of the library that are the user's to mend, by name: naming their classes would import JAX.
-_MISUSE = ["UsageError", "OptionError", "RecipeError", "RunFolderError", "PredictError", "CompareError", "ExportError", "ConfigChangedError", "UnfitError", "MissingExtraError"]
+_MISUSE = re.compile("(Usage|Option|Recipe|RunFolder|Predict|Compare|Export|ConfigChanged|Unfit|MissingExtra)Error")
 
 
 def is_misuse(error: BaseException) -> bool:
     """Whether an error is about how the command was used, rather than about what happened while it ran."""
-    return any(kind.__name__ in _MISUSE for kind in type(error).__mro__)
+    return any(_MISUSE.fullmatch(kind.__name__) for kind in type(error).__mro__)
 
 
 @dataclasses.dataclass(frozen=True)
