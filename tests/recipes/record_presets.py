@@ -1,6 +1,6 @@
-"""Run presets at --smoke as a user does, and print what came out.
+"""Run a preset at --smoke as a user does, and print what came out.
 
-    python record_presets.py FOLDER NAME DATA [DATA ...]
+    python record_presets.py FOLDER NAME DATA
 
 In a process of its own, because the tests' own compiler settings give other last bits. With `METAKIT_TEST_DATA`, or the
 data beside the checkout, Omniglot too.
@@ -66,10 +66,9 @@ def record(name, data, folder):
 
 
 if __name__ == "__main__":
-    place, found = pathlib.Path(sys.argv[1]), {}
-    images(place / "images")
-    for kind in sys.argv[3:]:
-        if kind != "omniglot" or os.environ.get("METAKIT_RECORD_OMNIGLOT"):
-            found[f"{sys.argv[2]} {kind}"] = record(sys.argv[2], kind, place)
-            jax.clear_caches()
-    sys.stdout.write(json.dumps(found) + "\n")
+    place, recipe, kind = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    # As the command line does, before anything is computed: JAX shows as many devices as were offered before it starts.
+    mk.recipes.offer(mk.recipes.find(recipe).settle({"data": kind}, smoke=True)["devices"])
+    if kind == "folder":
+        images(place / "images")
+    sys.stdout.write(json.dumps(record(recipe, kind, place)) + "\n")
