@@ -207,8 +207,9 @@ def predict(
         return run.algorithm.predict(run.algorithm.adapt(learner, support, key), x, key)
 
     x, way = jnp.asarray(x), support.way
-    if way is not None and "way" in run.options and "test_way" not in run.options:  # a recipe's fixed head
-        _check_way(run, way, run.options["way"])
+    head = fixed_way(run)
+    if way is not None and head is not None:
+        _check_way(run, way, head)
     try:
         shape = eqx.filter_eval_shape(ask, run.learner, support, x[:1])
     except (ValueError, TypeError) as error:
@@ -226,6 +227,11 @@ def predict(
     )
     scale = np.concatenate([np.asarray(part.scale) for part in outputs]) if hasattr(shape, "scale") else None
     return Predictions(asked, means, (), scale)
+
+
+def fixed_way(run: Run) -> int | None:
+    """The way of a recipe whose network has an output for each class; `None` where any will do, or none is known."""
+    return run.options.get("way") if "test_way" not in run.options else None
 
 
 def _check_way(run: Run, way: int, outputs: int) -> None:
