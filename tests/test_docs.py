@@ -110,7 +110,7 @@ def python_blocks(path):
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-PAGES = ["README.md", "docs/quick-start.md", "docs/bilevel.md", "docs/experiments.md"]
+PAGES = ["README.md", "docs/quick-start.md", "docs/bilevel.md", "docs/experiments.md", "docs/export.md"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, pytest.param("docs/api/learners.md", marks=pytest.mark.slow)])

@@ -176,6 +176,13 @@ def test_the_example_gives_probabilities_of_classes(lines, tmp_path):
         np.testing.assert_allclose(found[f"{who} probabilities"], jax.nn.softmax(logits), rtol=1e-5, atol=1e-7)
 
 
+def test_the_example_stays_short():
+    """Catches an example that grows into a server: 40 lines of code beside its imports."""
+    _, *code = SERVING.read_text().split('"""', 2)[2].split("import numpy as np\n")
+    lines = [line for line in code[0].splitlines() if line.strip()]
+    assert len(lines) <= 40
+
+
 def test_platforms_are_those_asked_for(lines, tmp_path):
     """Catches an option that is not passed on; the default is the platform at hand."""
     for platforms, expected in ((("cpu", "cuda"), ["cpu", "cuda"]), (None, ["cpu"])):
@@ -259,22 +266,28 @@ def test_what_cannot_be_exported_says_why(lines, tmp_path, change, options, mess
     assert not (tmp_path / "out").exists()
 
 
+def of_five_classes(learner, support, key=None):
+    if learner == "checks" and support.way != 5:
+        raise ValueError("build the model with another out_size")
+    return support.x
+
+
 def five_outputs(adapted, x, key=None):
     return jnp.zeros((x.shape[0], 5))
 
 
 @pytest.mark.parametrize(
-    ("options", "way", "message"),
+    ("learner", "options", "way", "message"),
     [
-        ({"way": 5}, 3, "has an output for each of 5 classes, not 3. Give --way 5"),  # the recipe says so
-        ({}, 3, "has an output for each of 5 classes, not 3. Give --way 5"),  # its outputs do
-        ({}, None, "--way must be at least 2 for a run on images, got None"),
-        ({}, 1, "--way must be at least 2 for a run on images, got 1"),
+        ("checks", {"way": 5}, 3, "has an output for each of 5 classes, not 3. Give --way 5"),  # the recipe says so
+        ("trusts", {}, 3, "has an output for each of 5 classes, not 3. Give --way 5"),  # its outputs do
+        ("trusts", {}, None, "--way must be at least 2 for a run on images, got None"),
+        ("trusts", {}, 1, "--way must be at least 2 for a run on images, got 1"),
     ],
 )
-def test_a_way_that_the_network_has_not_is_refused(lines, tmp_path, options, way, message):
-    """Catches an artefact that answers three classes with five logits."""
-    run = of_images(lines, mk.MetaLearner(lambda learner, support, key: support.x, five_outputs, None), **options)
+def test_a_way_that_the_network_has_not_is_refused(lines, tmp_path, learner, options, way, message):
+    """Catches an artefact that answers three classes with five logits, and advice to build another model."""
+    run = of_images(lines, mk.MetaLearner(of_five_classes, five_outputs, None), learner, **options)
     with pytest.raises(mk.experiments.ExportError, match=message):
         mk.experiments.export(run, tmp_path / "out", way=way, shot=1)
     assert not (tmp_path / "out").exists()
