@@ -23,7 +23,7 @@ class METRIC:
 # Where a published schedule does not fit an hour it is shortened, and docs/results.md says by how much.
 MORE_TASKS = {"test_tasks": 1000, "validation_tasks": 300}
 ON_OMNIGLOT = {"queries": 5, "test_queries": 15, "steps": 5000, "validate_every": 1000, **MORE_TASKS}
-# A user's folder is not made for minutes, as Glyphs are: a user reported that 300 steps ended below gradient histograms.
+# A folder is not made for minutes, as Glyphs are: a user reported that 300 steps ended below gradient histograms.
 ON_FOLDER = {"steps": 1200, "validate_every": 300}
 LONGER_ON_OMNIGLOT = ON_OMNIGLOT | {"steps": 10_000, "validate_every": 2000}
 
